@@ -1,0 +1,42 @@
+# Targets for people; `make` alone lists them.
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+PYTHON ?= python3.11
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.vibematch-installed
+
+.PHONY: help install demo test test-slow check format lock clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Create the virtual environment and install everything into it
+
+$(STAMP): pyproject.toml client/pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ./client -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Photos to matches from nothing; PHOTOS=DIR matches a folder of your own
+	@$(BIN)/vibematch demo $(if $(PHOTOS),--photos "$(PHOTOS)")
+
+test: $(STAMP)  ## The default test suite
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## The heavier tests
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## Rewrite constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+clean:  ## Remove everything generated
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""A trained run → one fused graph → a Triton model repository → a running server."""
