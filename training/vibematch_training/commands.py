@@ -1,0 +1,102 @@
+"""The lab's training commands; heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def register(commands: Commands) -> None:
+    """Add ``sample-photos`` and ``train`` to the command line."""
+    _add_sample_photos(commands)
+    _add_train(commands)
+
+
+def _add_sample_photos(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "sample-photos",
+        help="draw deterministic profile photos to try everything with",
+        description="Draw profile photos in five styles, with a metadata.csv. The same seed gives "
+        "the same bytes. A run that was interrupted goes on where it stopped.",
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--train-photos", type=int, default=1508, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--validation-photos",
+        type=int,
+        default=98,
+        metavar="N",
+        help="of people not in training; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.set_defaults(run=_run_sample_photos)
+
+
+def _run_sample_photos(args: argparse.Namespace) -> None:
+    from vibematch_training.sample_photos import write_sample_photos
+
+    metadata = write_sample_photos(
+        args.directory,
+        train_photos=args.train_photos,
+        validation_photos=args.validation_photos,
+        seed=args.seed,
+    )
+    print(f"{args.train_photos + args.validation_photos} photos and {metadata}")
+
+
+def _add_train(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a style head on labelled photos",
+        description="Train a projection head on the pooled features of a frozen Qwen3-VL, and "
+        "compare it with the untrained backbone on people it has not seen.",
+    )
+    parser.add_argument(
+        "photos", type=Path, metavar="PHOTOS", help="folder with photos and metadata.csv"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="run folder to make")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML settings; options given here win over it"
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="tiny|FOLDER|HUB_ID",
+        help="frozen Qwen3-VL, e.g. Qwen/Qwen3-VL-2B-Instruct; default: tiny (untrained)",
+    )
+    parser.add_argument(
+        "--label", metavar="COLUMN", help="what makes a positive pair; default: fashion_style"
+    )
+    parser.add_argument("--size", metavar="HxW", help="canvas in pixels; default: 224x224")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: 30")
+    parser.add_argument("--seed", type=int, help="default: 0")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from vibematch_training.report import print_results
+    from vibematch_training.run import TrainingConfig, parse_size
+    from vibematch_training.train import train
+
+    given = {name: getattr(args, name) for name in ("backbone", "label", "epochs", "seed")}
+    settings = {name: value for name, value in given.items() if value is not None}
+    settings["photos"] = str(args.photos)
+    if args.size:
+        settings["height"], settings["width"] = parse_size(args.size)
+    if args.config:
+        config = TrainingConfig.from_yaml(args.config, **settings)
+    else:
+        config = TrainingConfig(**settings)
+    results = train(config, args.out)
+    if args.json:
+        print(json.dumps(results))
+    else:
+        print_results(results)
+        print(f"\nrun folder: {args.out}\nnext: vibematch export {args.out}")
