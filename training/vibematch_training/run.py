@@ -91,6 +91,7 @@ class TrainingConfig:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         if self.classes_per_batch < 2 or self.photos_per_class < 2:
             raise InputError("triplets need classes_per_batch and photos_per_class of at least 2")
+        _ = self.preprocessing  # refuses an impossible canvas before hours of work
 
     @property
     def preprocessing(self) -> Preprocessing:

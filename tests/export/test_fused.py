@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from vibematch.errors import InputError
+from vibematch.manifest import Manifest
+from vibematch.preprocess import Preprocessing
+from vibematch_export import export as export_module
+from vibematch_export.export import export
+from vibematch_export.fused import FusedEncoder
+from vibematch_export.parity import ParityError
+from vibematch_training.backbone import PROMPT, Backbone, load_backbone
+from vibematch_training.features import FeatureRecipe, pooled_features
+from vibematch_training.head import ProjectionHead
+from vibematch_training.run import TrainedRun
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("tiny")
+
+
+def _pixels(count: int, height: int, width: int) -> np.ndarray:
+    shape = (count, 3, height, width)
+    return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _head(feature_dim: int) -> ProjectionHead:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ProjectionHead(feature_dim, 32, 64).eval()
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (256, 192), (96, 416), (32, 32)])
+@pytest.mark.parametrize("prompt", [PROMPT, "이 사람의 스타일은?"])
+def test_the_fused_module_is_hugging_faces_forward(
+    backbone: Backbone, height: int, width: int, prompt: str
+) -> None:
+    recipe = FeatureRecipe(backbone, Preprocessing(height, width), prompt)
+    head, pixels = _head(backbone.feature_dim), _pixels(3, height, width)
+    reference = pooled_features(pixels, recipe)
+    head.standardise(reference)  # otherwise all vectors are nearly the same and hide a difference
+    with torch.inference_mode():
+        fused = FusedEncoder(recipe, head).eval()(torch.from_numpy(pixels))
+        torch.testing.assert_close(fused, head(reference), atol=2e-5, rtol=0)
+
+
+def test_deepstack_is_part_of_the_function(backbone: Backbone) -> None:
+    """The comparison above would notice if the DeepStack features were dropped or moved."""
+    recipe = FeatureRecipe(backbone, Preprocessing(64, 64), PROMPT)
+    fused = FusedEncoder(recipe, _head(backbone.feature_dim)).eval()
+    with torch.inference_mode():
+        image, deepstack = fused.vision(torch.from_numpy(_pixels(1, 64, 64)))
+        right = fused.decoder(image, deepstack)
+        assert len(deepstack) == 3
+        assert (fused.decoder(image, []) - right).abs().max() > 1e-2
+        assert (fused.decoder(image, deepstack[::-1]) - right).abs().max() > 1e-2
+
+
+def test_the_graph_takes_any_batch_and_a_batch_equals_its_singles(exported_model: Path) -> None:
+    session = onnxruntime.InferenceSession(exported_model / "model.onnx")
+    (entry,), (output,) = session.get_inputs(), session.get_outputs()
+    assert (entry.name, entry.type, entry.shape) == (
+        "pixels",
+        "tensor(uint8)",
+        ["batch", 3, 224, 224],
+    )
+    assert (output.name, output.type, output.shape[1]) == ("embedding", "tensor(float)", 256)
+    pixels = _pixels(8, 224, 224)
+    together = session.run(None, {"pixels": pixels})[0]
+    alone = np.concatenate([session.run(None, {"pixels": pixels[i : i + 1]})[0] for i in range(8)])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_no_embedding_table_and_no_trace_of_this_machine(exported_model: Path) -> None:
+    model = onnx.load(exported_model / "model.onnx")
+    config = json.loads((exported_model / "config.json").read_text())
+    vocabulary = config["text_config"]["vocab_size"]
+    assert all(vocabulary not in tensor.dims for tensor in model.graph.initializer)
+    assert not any(node.metadata_props for node in model.graph.node)
+    assert b"site-packages" not in (exported_model / "model.onnx").read_bytes()
+
+
+def test_the_exported_folder_is_complete(exported_model: Path, trained_run: Path) -> None:
+    manifest = Manifest.load(exported_model)
+    assert manifest.fingerprint == Manifest.load(trained_run).fingerprint
+    assert manifest.parity["photos"] == 98
+    assert manifest.parity["min_cosine"] >= 0.99999
+    assert {path.name for path in exported_model.iterdir()} == {
+        "model.onnx",
+        "manifest.json",
+        "config.json",
+        "preprocessor_config.json",
+    }
+
+
+def test_a_graph_that_strays_is_not_published(
+    trained_run: Path, exported_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = (exported_model / "model.onnx").read_bytes()
+
+    class Astray(FusedEncoder):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            image, deepstack = self.vision(pixels)
+            strayed: torch.Tensor = self.head(self.decoder(image, deepstack[:2]).mean(dim=1))
+            return strayed
+
+    monkeypatch.setattr(export_module, "FusedEncoder", Astray)
+    with pytest.raises(ParityError, match="strays from the trained model: least cosine"):
+        export(trained_run)
+    assert (exported_model / "model.onnx").read_bytes() == published
+    assert list(exported_model.parent.iterdir()) == [exported_model]
+
+
+def test_a_graph_that_is_not_finite_is_not_published(
+    trained_run: Path, exported_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(FusedEncoder):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels) * torch.tensor(float("nan"))
+
+    monkeypatch.setattr(export_module, "FusedEncoder", Broken)
+    with pytest.raises(ParityError, match="not finite"):
+        export(trained_run)
+
+
+def test_another_canvas_is_another_model(trained_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained_run.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    model = export(copy, size=(192, 160))
+    manifest = Manifest.load(model)
+    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (192, 160)
+    assert manifest.fingerprint != Manifest.load(trained_run).fingerprint
+    session = onnxruntime.InferenceSession(model / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 192, 160]
+
+
+def test_photos_that_moved_away_are_asked_for(trained_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained_run.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    config = (copy / "config.yaml").read_text()
+    moved = config.replace(TrainedRun.load(copy).config.photos, str(tmp_path / "gone"))
+    (copy / "config.yaml").write_text(moved)
+    with pytest.raises(InputError, match="--photos"):
+        export(copy)
