@@ -36,7 +36,7 @@ format: $(STAMP)  ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 lock: $(STAMP)  ## Rewrite constraints.txt from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
 clean:  ## Remove everything generated
 	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
