@@ -1,0 +1,56 @@
+"""Pixels → unit vectors with ONNX Runtime: the second step of the ensemble, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+# From 1.29 on it reports models and runs to Microsoft unless told not to before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+
+
+class TritonPythonModel:
+    """``pixels`` UINT8 [batch, 3, H, W] → ``embedding`` FP32 [batch, dim]."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load ``model.onnx`` from this version's folder."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        # ONNX Runtime counts the machine's cores, not those this process may use.
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters["intra_op_threads"]["string_value"]) or len(
+            os.sched_getaffinity(0)
+        )
+        options.inter_op_num_threads = 1
+        weights = Path(args["model_repository"], args["model_version"], "model.onnx")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                weights, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise pb_utils.TritonModelException(
+                f"{weights.name} cannot be loaded ({error})"
+            ) from error
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Run all requests of a dynamic batch as one and hand each its share."""
+        batches = [
+            pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests
+        ]
+        (embeddings,) = self._session.run(["embedding"], {"pixels": np.concatenate(batches)})
+        ends = np.cumsum([len(batch) for batch in batches])
+        return [_answer(share) for share in np.split(embeddings, ends[:-1])]
+
+
+def _answer(embeddings: np.ndarray) -> Any:
+    if not np.isfinite(embeddings).all():  # an index must never store such a vector
+        error = pb_utils.TritonError(
+            "the model made a vector that is not finite", pb_utils.TritonError.INTERNAL
+        )
+        return pb_utils.InferenceResponse(error=error)
+    return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", embeddings)])

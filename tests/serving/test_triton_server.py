@@ -1,0 +1,363 @@
+"""Starting, failing to start, stopping, dying: nothing is ever left behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.metadata
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from google.protobuf import text_format
+from onnx import numpy_helper
+from PIL import Image
+from tritonclient import grpc
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from vibematch.errors import InputError, ServerError, ServerTimeoutError
+from vibematch_export import triton
+from vibematch_export.triton import TritonServer
+
+SERVE = """
+import sys
+from pathlib import Path
+from vibematch_export.serve import serve
+serve(Path(sys.argv[1]), host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where servers of this test, and only they, keep their temporary folders."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def own_repository(repository: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage or configure."""
+    return shutil.copytree(repository, tmp_path / "repository")
+
+
+def _processes(temporary: Path) -> list[str]:
+    """Command lines of the server and its children: all of them name their temporary folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()  # empty for the dead
+        except OSError:
+            continue
+        if str(temporary) in line:
+            lines.append(line)
+    return lines
+
+
+def _shared_memory(server_name: str) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{server_name}*"))  # noqa: S108
+
+
+def _server_name(temporary: Path) -> str:
+    (folder,) = temporary.iterdir()
+    return folder.name
+
+
+def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@contextmanager
+def _serving(repository: Path) -> Iterator[subprocess.Popen[str]]:
+    """``serve`` in a process of its own, handed out once it said it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(repository)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert any(line.startswith("Ctrl-C") for line in process.stdout)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_stop_leaves_nothing(repository: Path, temporary: Path) -> None:
+    server = TritonServer(repository)
+    server.start()
+    name = _server_name(temporary)
+    assert len(_processes(temporary)) == 4  # the server, two preprocessors, one embedder
+    assert len(_shared_memory(name)) == 3
+    server.stop()
+    server.stop()
+    assert not _processes(temporary)
+    assert not _shared_memory(name)
+    assert not list(temporary.iterdir())
+
+
+def test_stop_cleans_up_after_a_killed_server(repository: Path, temporary: Path) -> None:
+    with TritonServer(repository) as server:
+        name = _server_name(temporary)
+        (listening,) = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if f"--http-port={server.http_url.split(':')[1]}".encode() in path.read_bytes()
+        ]
+        os.kill(listening, signal.SIGKILL)
+        assert server.wait() == -signal.SIGKILL
+        assert _shared_memory(name)
+    assert _eventually(lambda: not _processes(temporary), 2)
+    assert not _shared_memory(name)
+
+
+def test_killed_parent_takes_the_server_along(own_repository: Path, temporary: Path) -> None:
+    with _serving(own_repository) as parent:
+        name = _server_name(temporary)
+        assert _processes(temporary)
+        parent.kill()
+        assert _eventually(lambda: not _processes(temporary) and not _shared_memory(name), 15)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_ends_well_on_a_signal(
+    number: signal.Signals, own_repository: Path, temporary: Path
+) -> None:
+    with _serving(own_repository) as serving:
+        name = _server_name(temporary)
+        serving.send_signal(number)
+        out, err = serving.communicate(timeout=20)
+    assert (serving.returncode, err) == (0, "")
+    assert "stopping…" in out
+    assert not _processes(temporary)
+    assert not _shared_memory(name)
+    assert "Started HTTPService" in own_repository.with_name("repository.log").read_text()
+
+
+def test_serve_fails_if_the_server_dies(own_repository: Path, temporary: Path) -> None:
+    with _serving(own_repository) as serving:
+        children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
+        os.kill(int(children), signal.SIGKILL)
+        _, err = serving.communicate(timeout=20)
+    assert serving.returncode == 1
+    assert "ended by itself with status -9: see" in err
+    assert _eventually(lambda: not _processes(temporary), 2)
+
+
+def test_broken_weights_are_named(own_repository: Path, temporary: Path) -> None:
+    (own_repository / "style_embed" / "1" / "model.onnx").write_bytes(b"garbage")
+    with pytest.raises(ServerError, match=r"style_embed failed to load: model\.onnx cannot") as no:
+        TritonServer(own_repository).start()
+    assert "traceback" not in str(no.value).lower()
+    assert "\\n" not in str(no.value)
+    assert not _processes(temporary)
+    assert not list(temporary.iterdir())
+
+
+def test_other_preprocessing_is_named(own_repository: Path, temporary: Path) -> None:
+    config = own_repository / "style_preprocess" / "config.pbtxt"
+    config.write_text(config.read_text().replace(r"revision\": ", r"revision\": 9"))
+    with pytest.raises(ServerError, match=r"revision 9\d+ but the installed vibematch"):
+        TritonServer(own_repository).start()
+
+
+def test_unusable_host_is_named(repository: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.invalid:0 cannot be used .*--host"):
+        TritonServer(repository, host="nowhere.invalid").start()
+
+
+def test_unreadable_config_is_named(own_repository: Path) -> None:
+    (own_repository / "style_embed" / "config.pbtxt").write_text("max_batch_sise: 8")
+    with pytest.raises(ServerError, match=r"style_embed failed to load: .*config\.pbtxt"):
+        TritonServer(own_repository).start()
+
+
+def test_server_that_gives_no_reason_has_its_last_words_shown(
+    own_repository: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "triton.log"
+    (own_repository / "style_embed" / "1" / "model.py").write_text(
+        "import os, signal, time\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(5)\n"
+    )
+    with pytest.raises(ServerError, match=r"it ended with status -9; its last words: .*style_"):
+        TritonServer(own_repository, log_path=log).start()
+
+
+def test_slow_start_is_given_up(own_repository: Path, temporary: Path) -> None:
+    code = own_repository / "style_embed" / "1" / "model.py"
+    code.write_text("import time\ntime.sleep(60)\n")
+    with pytest.raises(ServerTimeoutError, match="not ready within 1 s"):
+        TritonServer(own_repository, start_timeout_s=1).start()
+    assert _eventually(lambda: not _processes(temporary), 2)  # killed, not drained
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
+def test_taken_port_is_named(name: str, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"{port} cannot be used for {name} .*--{name}-port"):
+            TritonServer(repository, **{f"{name}_port": port}).start()
+
+
+def test_impossible_port_is_named(repository: Path) -> None:
+    with pytest.raises(InputError, match=r"70000 cannot be used for grpc .*--grpc-port"):
+        TritonServer(repository, grpc_port=70_000).start()
+
+
+def test_one_port_for_two_endpoints_is_refused(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as once_free:
+        port = once_free.getsockname()[1]
+    with pytest.raises(InputError, match="--grpc-port"):
+        TritonServer(repository, http_port=port, grpc_port=port).start()
+
+
+def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no model repository.*vibematch export"):
+        TritonServer(tmp_path / "nowhere").start()
+
+
+def test_missing_weights_say_how_to_make_them(own_repository: Path) -> None:
+    (own_repository / "style_embed" / "1" / "model.onnx").unlink()
+    with pytest.raises(InputError, match=r"no weights .*vibematch export"):
+        TritonServer(own_repository).start()
+
+
+def test_unwritable_log_is_named(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        TritonServer(repository, log_path=tmp_path / "nowhere" / "triton.log").start()
+
+
+def test_environment_without_tritonserver(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match="pip install nvidia-pytriton"):
+        TritonServer(repository).start()
+
+
+def test_environment_with_numpy_2(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.3.1")
+    with pytest.raises(ServerError, match=r"empty tensors under numpy 2\.3\.1"):
+        TritonServer(repository).start()
+
+
+def test_environment_with_unknown_python(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "_PYTHON", "3.99")
+    with pytest.raises(ServerError, match=r"runs on Python 3\.8, .*3\.13, and this is 3\.99"):
+        TritonServer(repository).start()
+
+
+def test_environment_without_libpython(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    with pytest.raises(ServerError, match=r"needs libpython3\.\d+\.so.*--enable-shared"):
+        TritonServer(repository).start()
+
+
+def test_vector_that_is_not_finite_is_never_answered(
+    own_repository: Path, photos: list[bytes]
+) -> None:
+    weights = own_repository / "style_embed" / "1" / "model.onnx"
+    model = onnx.load(weights)
+    (projection,) = [tensor for tensor in model.graph.initializer if tensor.name == "projection"]
+    huge = numpy_helper.to_array(projection) * np.float32(1e38)  # overflows, but not for black
+    projection.CopyFrom(numpy_helper.from_array(huge, "projection"))
+    weights.unlink()  # it is a hard link
+    onnx.save(model, weights)
+    with (
+        TritonServer(own_repository) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        with pytest.raises(InferenceServerException, match="not finite") as refused:
+            client.infer("style_encoder", [_photo_tensor(photos[0])])
+        assert refused.value.status() == "StatusCode.INTERNAL"
+
+
+def test_stop_lets_photos_that_wait_for_the_model_finish(
+    own_repository: Path, photos: list[bytes]
+) -> None:
+    code = own_repository / "style_embed" / "1" / "model.py"
+    slow = '__import__("time").sleep(0.5)\n        batches = ['
+    code.write_text(code.read_text().replace("batches = [", slow))
+    with (
+        TritonServer(own_repository) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+        concurrent.futures.ThreadPoolExecutor(12) as pool,
+    ):
+        tensor = _photo_tensor(photos[0])
+        asked = [pool.submit(client.infer, "style_encoder", [tensor]) for _ in range(12)]
+        time.sleep(0.3)  # preprocessed, and more than one batch
+        assert not any(request.done() for request in asked)
+        server.stop()
+        for request in asked:
+            vector = request.result().as_numpy("embedding")
+            assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_overload_is_answered_at_once(own_repository: Path) -> None:
+    config_path = own_repository / "style_preprocess" / "config.pbtxt"
+    config = text_format.Parse(config_path.read_text(), pb.ModelConfig())
+    config.dynamic_batching.default_queue_policy.max_queue_size = 4
+    config_path.write_text(text_format.MessageToString(config))
+    with (
+        TritonServer(own_repository) as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+        concurrent.futures.ThreadPoolExecutor(64) as pool,
+    ):
+        tensor = _photo_tensor(_slow_photo())
+
+        def ask(_: int) -> tuple[str, float]:
+            began = time.monotonic()
+            try:
+                client.infer("style_encoder", [tensor], client_timeout=30)
+            except InferenceServerException as error:
+                return str(error.status()), time.monotonic() - began
+            return "answered", time.monotonic() - began
+
+        outcomes = list(pool.map(ask, range(64)))
+        times = {status: [t for s, t in outcomes if s == status] for status, _ in outcomes}
+        assert set(times) == {"answered", "StatusCode.UNAVAILABLE"}
+        assert max(times["StatusCode.UNAVAILABLE"]) < max(times["answered"])
+        assert ask(0)[0] == "answered"
+        assert client.is_server_ready()
+
+
+def _photo_tensor(photo: bytes) -> Any:
+    tensor = grpc.InferInput("photo", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
+    return tensor
+
+
+def _slow_photo() -> bytes:
+    """A photo that takes tens of milliseconds to decode, within the byte limit."""
+    file = io.BytesIO()
+    colours = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(colours).resize((2400, 2400)).save(file, "JPEG", quality=30)
+    return file.getvalue()
