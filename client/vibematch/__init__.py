@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vibematch.encoder import Encoder as Encoder
     from vibematch.engine import MatchingEngine as MatchingEngine
     from vibematch.errors import VibematchError as VibematchError
+    from vibematch.index import Match as Match
     from vibematch.manifest import Manifest as Manifest
     from vibematch.preprocess import Preprocessing as Preprocessing
     from vibematch.preprocess import preprocess as preprocess
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Encoder": "encoder",
     "Manifest": "manifest",
+    "Match": "index",
     "MatchingEngine": "engine",
     "Preprocessing": "preprocess",
     "VibematchError": "errors",

@@ -37,6 +37,9 @@ class Manifest:
         created_at: ISO 8601 time in UTC.
         preprocessing_revision: the :data:`vibematch.preprocess.REVISION` it was made with.
         schema_version: version of this file format.
+
+    Raises:
+        InputError: on construction, if ``embedding_dim`` is no length.
     """
 
     embedding_dim: int
@@ -54,6 +57,12 @@ class Manifest:
     created_at: str = ""
     preprocessing_revision: int = REVISION
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.embedding_dim, int) or self.embedding_dim < 1:
+            raise InputError(
+                f"embedding_dim must be a positive integer, got {self.embedding_dim!r}"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -100,7 +109,7 @@ class Manifest:
             raise ManifestError(f"the manifest is incomplete or damaged ({error})") from error
         if manifest.fingerprint != stated:
             raise ManifestError(
-                f"the manifest says fingerprint {stated[:12]} but its content gives "
+                f"the manifest says fingerprint {str(stated)[:12]} but its content gives "
                 f"{manifest.fingerprint[:12]}: it was edited or damaged; export the model again"
             )
         return manifest

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +21,8 @@ METADATA_FILENAME: Final = "metadata.csv"
 REQUIRED_COLUMNS: Final = ("filename", "user_id", "image_idx", "filepath")
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
-_USER_PHOTO: Final = re.compile(r"(?P<user_id>.+)_(?P<image_idx>\d+)")
+# Two digits at most: IMG_2041 and IMG_2042 are not two photos of a user IMG.
+_USER_PHOTO: Final = re.compile(r"(?P<user_id>.+)_(?P<image_idx>\d{1,2})")
 _GENERATED: Final = re.compile(r"gen_\d+")
 _SHOWN_PROBLEMS: Final = 20
 
@@ -51,6 +52,8 @@ class Photo:
 def read_photos(directory: Path) -> list[Photo]:
     """List the photos of a folder, by its ``metadata.csv`` where it has one.
 
+    Without a CSV, subfolders are read too, and a user's id starts with the subfolder's name.
+
     Raises:
         InputError: no such folder, no photos in it, or a CSV that has problems (all are named).
     """
@@ -72,8 +75,16 @@ def photo_from_name(path: Path) -> Photo:
 
 
 def _from_names(directory: Path) -> list[Photo]:
-    files = sorted(path for path in directory.iterdir() if path.suffix.lower() in SUFFIXES)
-    return [photo_from_name(path) for path in files]
+    photos = []
+    for path in sorted(directory.rglob("*")):
+        inside = path.relative_to(directory)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if path.suffix.lower() in SUFFIXES and not hidden:
+            photo = photo_from_name(path)
+            # two folders may each hold an IMG_0001.jpg, of different people
+            user_id = (inside.parent / photo.user_id).as_posix()
+            photos.append(replace(photo, user_id=user_id))
+    return photos
 
 
 def read_metadata(csv_path: Path) -> list[Photo]:

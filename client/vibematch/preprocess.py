@@ -35,9 +35,22 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY: Final = (128, 128, 128)
+
+
+def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+
+
+def _contain(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    scale = min(size[0] / image.width, size[1] / image.height)
+    if scale * min(image.size) < 1:  # scaled to nothing, only padding would be left
+        raise PhotoError(f"the photo is too narrow ({image.width} x {image.height} pixels)")
+    return ImageOps.pad(image, size, Image.Resampling.BICUBIC, _GREY)
+
+
 _FITTERS: Final[dict[Fit, Callable[[Image.Image, tuple[int, int]], Image.Image]]] = {
-    "cover": lambda image, size: ImageOps.fit(image, size, Image.Resampling.BICUBIC),
-    "contain": lambda image, size: ImageOps.pad(image, size, Image.Resampling.BICUBIC, _GREY),
+    "cover": _cover,
+    "contain": _contain,
 }
 
 

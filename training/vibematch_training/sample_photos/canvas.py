@@ -22,15 +22,14 @@ Colour = tuple[int, int, int]
 Point = tuple[float, float]
 Points = Sequence[Point] | npt.NDArray[np.float64]
 Outline = npt.NDArray[np.float64]
+Widths = float | Sequence[float] | npt.NDArray[np.float64]
 
 _CURVE_STEPS = 7
 
 
 def mix(first: Colour, second: Colour, share: float) -> Colour:
     """Returns the colour `share` of the way from `first` to `second`."""
-    red, green, blue = (
-        round(a + (b - a) * share) for a, b in zip(first, second, strict=True)
-    )
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
@@ -83,16 +82,30 @@ def mirrored(points: Points) -> Outline:
     return np.asarray(points, dtype=np.float64)[::-1] * (-1.0, 1.0)
 
 
+def shift(points: Points, dx: float, dy: float) -> Outline:
+    """Returns the points moved by (dx, dy)."""
+    moved: Outline = np.asarray(points, dtype=np.float64) + np.array([dx, dy])
+    return moved
+
+
 def symmetric(half: Points) -> Outline:
     """Returns the closed outline made of a half shape and its reflection."""
     return np.vstack([np.asarray(half, dtype=np.float64), mirrored(half)])
 
 
+@lru_cache(maxsize=8)
+def _unit_circle(steps: int) -> npt.NDArray[np.float64]:
+    t = np.linspace(0, 2 * np.pi, steps, endpoint=False)
+    return np.stack([np.cos(t), np.sin(t)], axis=1)
+
+
 def oval(x: float, y: float, rx: float, ry: float, angle: float = 0.0, steps: int = 28) -> Outline:
     """Returns an ellipse outline; `angle` in degrees."""
-    t = np.linspace(0, 2 * np.pi, steps, endpoint=False)
+    circle = _unit_circle(steps)
+    px, py = rx * circle[:, 0], ry * circle[:, 1]
+    if not angle:
+        return np.stack([x + px, y + py], axis=1)
     turn = math.radians(angle)
-    px, py = rx * np.cos(t), ry * np.sin(t)
     return np.stack(
         [
             x + px * math.cos(turn) - py * math.sin(turn),
@@ -107,17 +120,26 @@ def rect(x0: float, y0: float, x1: float, y1: float) -> Outline:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)
 
 
-def ribbon(points: Points, widths: Sequence[float] | float, caps: bool = False) -> Outline:
+@lru_cache(maxsize=256)
+def _unit_steps(count: int) -> npt.NDArray[np.float64]:
+    return np.linspace(0, 1, count)
+
+
+def ribbon(points: Points, widths: Widths, caps: bool = False) -> Outline:
     """Returns the outline of a band of varying width along a line, for limbs and strokes."""
     line = np.asarray(points, dtype=np.float64)
-    radius = np.interp(
-        np.linspace(0, 1, len(line)),
-        np.linspace(0, 1, np.size(widths)),
-        np.atleast_1d(np.asarray(widths, dtype=np.float64)) / 2,
-    )
-    direction = np.gradient(line, axis=0)
+    knots = np.asarray(widths, dtype=np.float64) / 2
+    radius = knots
+    if knots.ndim == 0:
+        radius = np.full(len(line), float(knots))
+    elif len(knots) != len(line):
+        at = _unit_steps(len(line)) * (len(knots) - 1)
+        radius = np.interp(at, np.arange(len(knots)), knots)
+    direction = np.empty_like(line)
+    direction[1:-1] = line[2:] - line[:-2]
+    direction[0], direction[-1] = line[1] - line[0], line[-1] - line[-2]
     length = np.maximum(np.hypot(direction[:, 0], direction[:, 1]), 1e-6)
-    normal = np.stack([-direction[:, 1], direction[:, 0]], axis=1) / length[:, None]
+    normal = direction[:, ::-1] * (-1.0, 1.0) / length[:, None]
     offset = normal * radius[:, None]
     sides = [line + offset, (line - offset)[::-1]]
     if not caps:
@@ -127,6 +149,11 @@ def ribbon(points: Points, widths: Sequence[float] | float, caps: bool = False) 
     end = line[-1] + radius[-1] * (np.cos(turn) * normal[-1] + np.sin(turn) * along[-1])
     start = line[0] + radius[0] * (-np.cos(turn) * normal[0] - np.sin(turn) * along[0])
     return np.vstack([sides[0], end, sides[1], start])
+
+
+@lru_cache(maxsize=256)
+def _fading(alpha: float) -> list[int]:
+    return [round(level * alpha) for level in range(256)]
 
 
 @lru_cache(maxsize=1)
@@ -171,15 +198,11 @@ class Canvas:
         pixels = self._pixels(points)
         self._draw.polygon(pixels.ravel().tolist(), fill=(*colour, round(255 * alpha)))
 
-    def line(
-        self, points: Points, width: Sequence[float] | float, colour: Colour, alpha: float = 1.0
-    ) -> None:
+    def line(self, points: Points, width: Widths, colour: Colour, alpha: float = 1.0) -> None:
         """Strokes a line of constant or tapering width."""
         self.fill(ribbon(points, width), colour, alpha)
 
-    def curve(
-        self, points: Points, width: Sequence[float] | float, colour: Colour, alpha: float = 1.0
-    ) -> None:
+    def curve(self, points: Points, width: Widths, colour: Colour, alpha: float = 1.0) -> None:
         """Strokes a smooth curve through the points."""
         self.line(smooth(points), width, colour, alpha)
 
@@ -211,7 +234,10 @@ class Canvas:
 
     def flood(self, colour: Colour, alpha: float = 1.0) -> None:
         """Covers the whole canvas (of a clip: the whole outline)."""
-        self._draw.rectangle((0, 0, *self.image.size), fill=(*colour, round(255 * alpha)))
+        if alpha == 1:
+            self.image.paste(colour, (0, 0, *self.image.size))
+        else:
+            self._draw.rectangle((0, 0, *self.image.size), fill=(*colour, round(255 * alpha)))
 
     def texture(
         self, name: str, colour: Colour, alpha: float = 1.0, size: float = 1, angle: float = 0
@@ -223,7 +249,9 @@ class Canvas:
         pixels_per_unit = SHEET_PIXELS_PER_UNIT / size
         turn = math.radians(angle)
         cos, sin = math.cos(turn) * pixels_per_unit, math.sin(turn) * pixels_per_unit
-        to_sheet = np.array([[cos, sin], [-sin, cos]]) @ np.linalg.inv(self.matrix[:, :2])
+        (a, b), (c, d) = self.matrix[:, :2]
+        inverse = np.array([[d, -b], [-c, a]]) / (a * d - b * c)
+        to_sheet = np.array([[cos, sin], [-sin, cos]]) @ inverse
         middle = np.array([self.image.width / 2, self.image.height / 2])
         # Anchor to the drawing (so that clips agree), then slide by whole sheets' worth of tiles
         # so that the area asked for is near the middle of the sheet.
@@ -241,9 +269,7 @@ class Canvas:
         )
         self._print(mask, colour, alpha)
 
-    def gradient(
-        self, start: Point, end: Point, colour: Colour, alpha: float = 1.0
-    ) -> None:
+    def gradient(self, start: Point, end: Point, colour: Colour, alpha: float = 1.0) -> None:
         """Lays a colour over the canvas, from clear at `start` to `alpha` at `end`."""
         if 0 in self.image.size:
             return
@@ -256,9 +282,10 @@ class Canvas:
 
     def _print(self, mask: Image.Image, colour: Colour, alpha: float) -> None:
         if alpha < 1:
-            mask = mask.point([round(level * alpha) for level in range(256)])
+            mask = mask.point(_fading(round(alpha, 3)))
         self.image.paste(colour, (0, 0, *self.image.size), mask)
 
     def _pixels(self, points: Points) -> Outline:
         flat = np.asarray(points, dtype=np.float64)
-        return flat @ self.matrix[:, :2].T + self.matrix[:, 2]
+        pixels: Outline = flat @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return pixels

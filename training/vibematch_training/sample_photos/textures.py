@@ -7,12 +7,12 @@ the figure.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
+from scipy import ndimage  # type: ignore[import-untyped]
 
 SHEET_PIXELS_PER_UNIT = 8
 _UNITS = 64
@@ -40,11 +40,11 @@ def _band(field: Field, share: float) -> Field:
 
 
 def _rib(x: Field, y: Field) -> Field:
-    return _wave(x / 2) ** 1.5
+    return np.asarray(_wave(x / 2) ** 1.5)
 
 
 def _wide_rib(x: Field, y: Field) -> Field:
-    return _wave(x / 4) ** 2
+    return np.asarray(_wave(x / 4) ** 2)
 
 
 def _knit(x: Field, y: Field) -> Field:
@@ -62,7 +62,8 @@ def _cable(x: Field, y: Field) -> Field:
 
 def _denim(x: Field, y: Field) -> Field:
     twill = _wave((x + y) / 1.0)
-    return np.clip(0.45 * twill + 0.75 * _noise((3, 0.12), 3) + 0.4 * _noise((4, 4), 4) - 0.4, 0, 1)
+    fade = 0.75 * _noise((3, 0.12), 3) + 0.4 * _noise((4, 4), 4)
+    return np.asarray(np.clip(0.45 * twill + fade - 0.4, 0, 1))
 
 
 def _heather(x: Field, y: Field) -> Field:
@@ -74,7 +75,7 @@ def _weave(x: Field, y: Field) -> Field:
 
 
 def _fleece(x: Field, y: Field) -> Field:
-    return np.clip(2 * _noise((0.45, 0.45), 6) - 0.7, 0, 1)
+    return np.clip(2 * _noise((0.2, 0.2), 6) - 0.7, 0, 1)
 
 
 def _plaid(x: Field, y: Field) -> Field:
@@ -97,7 +98,7 @@ def _pinstripe(x: Field, y: Field) -> Field:
 
 def _herringbone(x: Field, y: Field) -> Field:
     zigzag = np.abs(np.mod(x / 8, 1) - 0.5) * 8
-    return _band((y + zigzag) / 2, 0.45) * (np.abs(np.mod(x / 4, 1) - 0.5) < 0.46)
+    return np.asarray(_band((y + zigzag) / 2, 0.45) * (np.abs(np.mod(x / 4, 1) - 0.5) < 0.46))
 
 
 def _houndstooth(x: Field, y: Field) -> Field:
@@ -120,7 +121,7 @@ def _lace(x: Field, y: Field) -> Field:
 
 def _leather(x: Field, y: Field) -> Field:
     ridge = 1 - np.abs(2 * _noise((1.4, 1.1), 8) - 1) * 6
-    return np.clip(ridge, 0, 1)
+    return np.asarray(np.clip(ridge, 0, 1))
 
 
 def _gloss(x: Field, y: Field) -> Field:
@@ -128,7 +129,7 @@ def _gloss(x: Field, y: Field) -> Field:
 
 
 def _satin(x: Field, y: Field) -> Field:
-    return _noise((7, 1.8), 10) ** 1.5
+    return np.asarray(_noise((7, 1.8), 10) ** 1.5)
 
 
 def _breton(x: Field, y: Field) -> Field:
@@ -190,7 +191,7 @@ _TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def sheet(name: str) -> Image.Image:
     """Returns a large grey image of the texture, 255 where its colour shows fully."""
     axis = (np.arange(_SIZE) + 0.5) / SHEET_PIXELS_PER_UNIT

@@ -1,0 +1,334 @@
+"""Photos → style vectors, by asking the embedding server (Triton, over gRPC).
+
+One photo travels per request and a few requests are in flight at once: forming batches is the
+server's job (its dynamic batcher sees all clients), and a bad photo then fails alone.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vibematch.errors import (
+    BadVectorError,
+    InputError,
+    PhotoError,
+    ServerError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+    VibematchError,
+)
+from vibematch.manifest import Manifest
+
+PhotoLike: TypeAlias = bytes | str | os.PathLike[str] | Image.Image
+"""The bytes of a photo file, the path of one, or a Pillow image."""
+Vector: TypeAlias = npt.NDArray[np.float32]
+
+MODEL: Final = "style_encoder"
+INPUT: Final = "photo"
+OUTPUT: Final = "embedding"
+MANIFEST_PARAMETER: Final = "manifest"
+NORM_TOLERANCE: Final = 1e-3
+
+# Encoding changes nothing on the server, so asking again is safe. gRPC does it, within the
+# deadline, where the server is restarting or its queue is full.
+_RETRIES: Final = {
+    "methodConfig": [
+        {
+            "name": [{"service": "inference.GRPCInferenceService"}],
+            "retryPolicy": {
+                "maxAttempts": 4,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+_CHANNEL_OPTIONS: Final = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.service_config", json.dumps(_RETRIES)),
+]
+
+
+class PhotoEncoder(Protocol):
+    """Anything that turns photos into vectors of one known model, e.g. :class:`Encoder`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The model that makes the vectors."""
+
+    def encode_each(self, photos: Iterable[PhotoLike]) -> Iterable[Vector | VibematchError]:
+        """Give for each photo, in order, its vector or the error that it met."""
+
+
+def read_photo(photo: PhotoLike, max_bytes: int) -> bytes:
+    """The bytes of a photo file, whatever form the photo is given in.
+
+    Args:
+        photo: bytes (returned as they are), a path, or a Pillow image (becomes lossless PNG).
+        max_bytes: a larger file is refused without reading all of it.
+
+    Raises:
+        PhotoError: there is no such readable file, or it is too large.
+        InputError: ``photo`` is of another type.
+    """
+    if isinstance(photo, bytes):
+        return photo
+    if isinstance(photo, Image.Image):
+        return _as_png(photo)
+    if not isinstance(photo, str | os.PathLike):
+        raise InputError(
+            f"a photo must be bytes, a path or a PIL.Image, got {type(photo).__name__}"
+        )
+    path = Path(photo)
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise PhotoError(f"the file cannot be read ({reason})") from error
+    if len(content) > max_bytes:
+        raise PhotoError(f"the file has more bytes than the limit of {max_bytes:,}")
+    return content
+
+
+def refuse_single(photos: Iterable[PhotoLike]) -> None:
+    """Notice one photo where several are expected: its letters or bytes would count as photos.
+
+    Raises:
+        InputError: it is one photo.
+    """
+    if isinstance(photos, bytes | str | os.PathLike | Image.Image):
+        raise InputError("photos must be a list of photos: put [ ] around a single one")
+
+
+def photo_name(index: int, photo: PhotoLike) -> str:
+    """What messages call one photo of several: its index, from 0, and its path if it has one."""
+    if isinstance(photo, str | os.PathLike):
+        return f"photo {index} ({os.fspath(photo)})"
+    return f"photo {index}"
+
+
+def _as_png(image: Image.Image) -> bytes:
+    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "I;16"}:
+        image = image.convert("RGB")  # PNG has no CMYK, YCbCr, HSV, ...
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+class Encoder:
+    """Client of one embedding server; safe to share between threads.
+
+    Args:
+        url: ``HOST:PORT`` of the server's gRPC endpoint.
+        timeout_s: seconds one photo may take, waiting in the server's queue included; a large
+            model on a CPU needs more than the default.
+        max_in_flight: photos sent but not yet answered, at most.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    def __init__(
+        self, url: str = "localhost:8001", *, timeout_s: float = 30.0, max_in_flight: int = 16
+    ) -> None:
+        if "://" in url or not url.rpartition(":")[2].isdecimal():
+            raise InputError(f"the server's address must be HOST:PORT (its gRPC port), got {url!r}")
+        if timeout_s <= 0:
+            raise InputError(f"timeout_s must be positive, got {timeout_s}")
+        if max_in_flight < 1:
+            raise InputError(f"max_in_flight must be at least 1, got {max_in_flight}")
+        self.url = url
+        self.timeout_s = timeout_s
+        self.max_in_flight = max_in_flight
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the server serves right now: asked anew each time, as servers change models.
+
+        Raises:
+            ServerError: the server does not answer, or serves no vibematch model.
+            ManifestError: its manifest cannot be used.
+        """
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            config = self._client.get_model_config(MODEL, client_timeout=self.timeout_s).config
+        except InferenceServerException as error:
+            raise self._translate(error) from error
+        text = config.parameters[MANIFEST_PARAMETER].string_value
+        if not text:
+            raise ServerError(
+                f"the model {MODEL!r} at {self.url} states no manifest; export it again"
+            )
+        return Manifest.from_json(text)
+
+    def encode(self, photos: Iterable[PhotoLike]) -> Vector:
+        """Encode photos, all or nothing.
+
+        Args:
+            photos: file bytes, paths or Pillow images.
+
+        Returns:
+            Unit vectors, float32, shape ``[number of photos, embedding_dim]``.
+
+        Raises:
+            PhotoError: a photo cannot be used; the message names its index, from 0.
+            ServerError: the server does not answer, or not with proper vectors.
+        """
+        refuse_single(photos)
+        photos = list(photos)
+        vectors: list[Vector] = []
+        for index, result in enumerate(self.encode_each(photos)):
+            if isinstance(result, VibematchError):
+                raise type(result)(f"{photo_name(index, photos[index])}: {result}") from result
+            vectors.append(result)
+        return np.stack(vectors) if vectors else np.empty((0, self.manifest.embedding_dim), "f4")
+
+    def encode_each(self, photos: Iterable[PhotoLike]) -> Iterator[Vector | VibematchError]:
+        """Encode photos one by one; an error takes the place of the vector it prevented.
+
+        Photos are drawn from ``photos`` only as the server takes them, so an endless iterable of
+        paths is fine and needs little memory.
+
+        Args:
+            photos: file bytes, paths or Pillow images.
+
+        Yields:
+            For each photo, in order, a unit vector (float32, ``[embedding_dim]``) or the error.
+
+        Raises:
+            ServerError: the server does not answer at all.
+        """
+        refuse_single(photos)
+        manifest = self.manifest
+        waiting: deque[Future[Vector]] = deque()
+        for photo in photos:
+            waiting.append(self._send(photo, manifest))
+            if len(waiting) == self.max_in_flight:
+                yield _outcome(waiting.popleft())
+        while waiting:
+            yield _outcome(waiting.popleft())
+
+    def close(self) -> None:
+        """Close the connection; a later call opens a new one."""
+        client = self.__dict__.pop("_client", None)
+        if client is not None:
+            client.close()
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"Encoder({self.url!r}, timeout_s={self.timeout_s}, max_in_flight={self.max_in_flight})"
+        )
+
+    @cached_property
+    def _client(self) -> Any:
+        from tritonclient.grpc import InferenceServerClient  # here, as importing gRPC is slow
+
+        return InferenceServerClient(self.url, channel_args=_CHANNEL_OPTIONS)
+
+    def _send(self, photo: PhotoLike, manifest: Manifest) -> Future[Vector]:
+        from tritonclient.grpc import InferInput, InferRequestedOutput
+
+        answer: Future[Vector] = Future()
+        try:
+            content = read_photo(photo, manifest.preprocessing.max_bytes)
+        except InputError as error:
+            answer.set_exception(error)
+            return answer
+        tensor = InferInput(INPUT, [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[content]], dtype=np.object_))
+        self._client.async_infer(
+            MODEL,
+            [tensor],
+            partial(self._receive, answer, manifest.embedding_dim),
+            outputs=[InferRequestedOutput(OUTPUT)],
+            client_timeout=self.timeout_s,
+        )
+        return answer
+
+    def _receive(self, answer: Future[Vector], dim: int, result: Any, error: Any) -> None:
+        # Runs on a gRPC thread: whatever goes wrong has to end up in the future, or it hangs.
+        try:
+            if error is not None:
+                raise self._translate(error) from error
+            answer.set_result(_checked(result.as_numpy(OUTPUT), dim))
+        except Exception as problem:
+            answer.set_exception(problem)
+
+    def _translate(self, error: Any) -> VibematchError:
+        """Triton's error as ours; ``error`` is an ``InferenceServerException``."""
+        status = str(error.status()).removeprefix("StatusCode.")
+        reason = _one_line(error.message()).removeprefix(f"in ensemble '{MODEL}', ")
+        match status:
+            case "INVALID_ARGUMENT":
+                return PhotoError(reason)
+            case "DEADLINE_EXCEEDED":
+                return ServerTimeoutError(
+                    f"the server at {self.url} did not answer within {self.timeout_s:g} s"
+                )
+            case "NOT_FOUND":
+                return ServerError(
+                    f"the server at {self.url} has no model {MODEL!r}: "
+                    "point it at an exported model repository"
+                )
+            case "UNAVAILABLE" if "queue" in reason:
+                return ServerUnavailableError(
+                    f"the server at {self.url} is overloaded: try again later, or send fewer "
+                    "photos at once (max_in_flight)"
+                )
+            case "UNAVAILABLE" if "model" in reason:
+                return ServerUnavailableError(f"the server at {self.url} is not ready: {reason}")
+            case "UNAVAILABLE":
+                return ServerUnavailableError(
+                    f"no vibematch server answers at {self.url}; start one with `vibematch serve`"
+                )
+        return ServerError(f"the server at {self.url} failed ({status}): {reason}")
+
+
+def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
+    try:
+        return answer.result()
+    except VibematchError as error:
+        return error
+
+
+def _checked(vectors: npt.NDArray[Any] | None, dim: int) -> Vector:
+    """The one vector of an answer.
+
+    Raises:
+        BadVectorError: it has not the promised shape and type, or is no finite unit vector.
+    """
+    if vectors is None or vectors.shape != (1, dim) or vectors.dtype != np.float32:
+        got = "nothing" if vectors is None else f"{vectors.dtype} {list(vectors.shape)}"
+        raise BadVectorError(f"the server answered {got} instead of float32 [1, {dim}]")
+    vector: Vector = vectors[0]
+    norm = float(np.linalg.norm(vector.astype(np.float64)))
+    if not abs(norm - 1.0) <= NORM_TOLERANCE:  # written so that NaN fails it too
+        raise BadVectorError(f"the server answered a vector of length {norm:g} instead of 1")
+    return vector.copy()  # free of the response's buffer
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "no reason given").split())

@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vibematch.cli
+from vibematch.cli import main, parse_where
+from vibematch.engine import MatchingEngine
+from vibematch.errors import InputError
+from vibematch.manifest import Manifest
+
+AXES = np.eye(8)
+
+
+@pytest.fixture
+def index(tmp_path: Path, manifest: Manifest) -> Path:
+    path = tmp_path / "index"
+    with MatchingEngine.open(path, manifest=manifest) as engine:
+        for number, name in enumerate(("anna", "ben", "cora")):
+            attributes: dict[str, Any] = {"age": 25 + 5 * number, "fashion_style": "Minimal"}
+            engine.add(name, vectors=[10 * AXES[0] + number * AXES[1]], attributes=attributes)
+    return path
+
+
+@pytest.fixture
+def stub_server(monkeypatch: pytest.MonkeyPatch, encoder: Any) -> Any:
+    """The stub encoder in place of a server, for commands that send photos."""
+
+    class Stub:
+        def __init__(self, url: str, *, timeout_s: float = 0) -> None:
+            self.manifest, self.encode_each = encoder.manifest, encoder.encode_each
+
+        def encode(self, photos: Any) -> Any:
+            return np.stack(list(encoder.encode_each(photos)))
+
+        def __enter__(self) -> Stub:
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+    monkeypatch.setattr("vibematch.encoder.Encoder", Stub)
+    return encoder
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+# --- match
+
+
+def test_match_prints_an_aligned_table(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "match", index, "anna", "-k", 2)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "   user  score  age  fashion_style",
+        "1  ben   0.995  30   Minimal",
+        "2  cora  0.981  35   Minimal",
+    ]
+
+
+def test_long_attributes_are_cut_in_the_table(
+    index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MatchingEngine.open(index) as engine:
+        engine.add("ben", attributes={"caption": "A posed\nportrait shows a young man."})
+    _, out, _ = run(capsys, "match", index, "anna", "-k", 1)
+    assert out.splitlines()[1] == "1  ben   0.995  A posed portrait shows …"
+
+
+def test_match_as_json(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "match", index, "anna", "-k", 1, "--json")
+    result = json.loads(out)
+    assert result["query"] == "anna"
+    assert result["matches"][0]["user_id"] == "ben"
+    assert result["matches"][0]["score"] == pytest.approx(10 / np.sqrt(101))
+    assert result["matches"][0]["attributes"] == {"age": 30, "fashion_style": "Minimal"}
+
+
+def test_match_with_conditions(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("match", index, "anna", "-k", 1, "--where", "age=30..40", "--exclude", "ben")
+    status, out, _ = run(capsys, *arguments)
+    assert status == 0
+    assert "cora" in out
+
+
+def test_fewer_than_asked_is_no_failure(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, "match", index, "anna", "-k", 9)
+    assert (status, len(out.splitlines())) == (0, 3)
+    assert err == "vibematch: 2 of the 9 asked for: no more users qualify\n"
+
+
+def test_match_writes_a_gallery(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "gallery.html"
+    assert run(capsys, "match", index, "anna", "--gallery", page)[0] == 0
+    assert "cora" in page.read_text()
+
+
+def test_match_by_photo(
+    stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "anna_0.jpg"
+    photo.write_bytes(b"one")
+    assert run(capsys, "add", tmp_path / "index", photo)[0] == 0
+    status, out, _ = run(capsys, "match", tmp_path / "index", photo, "-k", 1)
+    assert status == 0
+    assert "1  anna  1.000" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ("", {}),
+        ("gender=F", {"gender": ["F"]}),
+        ("gender=F,age=25..35", {"gender": ["F"], "age": (25, 35)}),
+        ("region=Seoul|Busan,vip=true", {"region": ["Seoul", "Busan"], "vip": [True]}),
+        ("age=25..", {"age": (25, float("inf"))}),
+        ("age=..1.5", {"age": (float("-inf"), 1.5)}),
+        ("age=29", {"age": [29]}),
+        ("formula=a=b", {"formula": ["a=b"]}),
+    ],
+)
+def test_conditions(text: str, conditions: dict[str, Any]) -> None:
+    assert parse_where(text) == conditions
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gender", "must be NAME=VALUE, got 'gender'"),
+        ("=F", "must be NAME=VALUE"),
+        ("gender=", "must be NAME=VALUE"),
+        ("age=a..b", r"must be NAME=LOW\.\.HIGH"),
+        ("age=1,age=2", "two conditions on 'age'"),
+    ],
+)
+def test_senseless_conditions(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_where(text)
+
+
+# --- add, remove, info, encode
+
+
+def test_add_reports_each_bad_photo_and_goes_on(
+    stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("anna_0.jpg", "anna_1.jpg", "ben_0.jpg", "gen_0.jpg"):
+        (photos / name).write_bytes(name.encode())
+    (tmp_path / "bad.txt").write_bytes(b"bad")
+    arguments = ("add", tmp_path / "index", photos, tmp_path / "bad.txt", tmp_path / "none.jpg")
+    status, out, err = run(capsys, *arguments)
+    assert status == 0
+    assert out == (
+        f"3 photos added, 0 known already, 2 rejected; {tmp_path}/index holds 2 users with "
+        "3 photos\n"
+    )
+    assert sorted(err.splitlines()) == [
+        f"vibematch: warning: {tmp_path}/bad.txt: not a photo",
+        f"vibematch: warning: {tmp_path}/none.jpg: the file cannot be read "
+        "(No such file or directory)",
+    ]
+    status, out, _ = run(capsys, *arguments, "--json")
+    counts = json.loads(out)
+    assert (status, counts["added"], counts["known"], len(counts["rejected"])) == (0, 0, 3, 2)
+    assert (counts["users"], counts["photos"]) == (2, 3)
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with vibematch.cli._progress() as show:
+        show(1, 1_500)
+        monkeypatch.setattr("vibematch.cli.time.monotonic", lambda: float("inf"))
+        show(1_200, 1_500)
+    assert capsys.readouterr().err == "1,200 of 1,500 photos\n"
+
+
+def test_progress_on_a_terminal_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("vibematch.cli._TTY_EVERY_S", 0)
+    with vibematch.cli._progress() as show:
+        show(1, 3)
+        show(2, 3)
+    assert capsys.readouterr().err == "\r1 of 3 photos\r2 of 3 photos\r\x1b[K"
+
+
+def test_add_with_nothing_usable_fails(
+    stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "add", tmp_path / "index", tmp_path / "none.jpg")[0] == 1
+
+
+def test_add_with_attributes(
+    stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "anna_0.jpg").write_bytes(b"one")
+    (tmp_path / "people.csv").write_text("user_id,age,region\nanna,29,\nzoe,1,Seoul\n")
+    arguments = ("--attributes", tmp_path / "people.csv")
+    assert run(capsys, "add", tmp_path / "index", tmp_path / "anna_0.jpg", *arguments)[0] == 0
+    with MatchingEngine.open(tmp_path / "index", read_only=True) as engine:
+        assert engine.attributes("anna") == {"age": 29}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("name\nx\n", "user_id column"), ("", "user_id column"), ("user_id\na,b\n", "more cells")],
+)
+def test_unusable_attributes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    (tmp_path / "people.csv").write_text(content)
+    status, _, err = run(
+        capsys, "add", tmp_path / "index", "a_0.jpg", "--attributes", tmp_path / "people.csv"
+    )
+    assert status == 1
+    assert message in err
+
+
+def test_remove(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "remove", index, "ben", "cora")[:2] == (0, "removed ben\nremoved cora\n")
+    status, _, err = run(capsys, "remove", index, "ben")
+    assert status == 1
+    assert err.startswith("vibematch: error: no user 'ben'")
+
+
+def test_info(index: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "info", index)
+    assert f"fingerprint    {manifest.fingerprint}" in out.splitlines()
+    _, out, _ = run(capsys, "info", index, "--json")
+    facts = json.loads(out)
+    assert (facts["users"], facts["photos"], facts["embedding_dim"]) == (3, 3, 8)
+
+
+def test_info_of_a_server(
+    stub_server: Any, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "info", "somewhere:8001", "--json")
+    assert json.loads(out)["fingerprint"] == manifest.fingerprint
+    _, out, _ = run(capsys, "info", "somewhere:8001")
+    assert "backbone                tiny" in out.splitlines()
+
+
+def test_encode(stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    out_file = tmp_path / "vectors.npy"
+    status, out, _ = run(capsys, "encode", tmp_path / "a.jpg", "--out", out_file)
+    assert (status, out) == (0, f"{out_file}: float32 [1, 8]\n")
+    assert np.array_equal(np.load(out_file)[0], stub_server.vector(b"one"))
+
+
+# --- what can go wrong
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["match", "INDEX", "nobody"],
+        ["match", "INDEX", "anna", "-k", "0"],
+        ["match", "INDEX", "anna", "--where", "age"],
+        ["match", "INDEX", "anna", "--gallery", "/no/such/folder/page.html"],
+        ["match", "/no/such/index", "anna"],
+        ["info", "/no/such/index"],
+        ["info", "127.0.0.1:1"],
+        ["add", "INDEX", "/no/such.jpg", "--url", "127.0.0.1:1"],
+        ["add", "INDEX", "/no/such.jpg", "--url", "http://127.0.0.1:1"],
+        ["encode", "/no/such.jpg", "--out", "/no/such/folder/x.npy", "--url", "127.0.0.1:1"],
+    ],
+)
+def test_errors_are_one_line(
+    index: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    status, out, err = run(capsys, *[str(index) if part == "INDEX" else part for part in argv])
+    assert (status, out) == (1, "")
+    assert err.startswith("vibematch: error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["sing"], ["match"], ["match", "a", "b", "-k", "many"]])
+def test_misuse_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(argv)
+    assert raised.value.code == 2
+    assert "usage: vibematch" in capsys.readouterr().err
+
+
+def test_interruption(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MatchingEngine, "search", interrupt)
+    assert run(capsys, "match", index, "anna") == (130, "", "vibematch: error: interrupted\n")
+
+
+def test_a_closed_pipe_is_quiet(index: Path) -> None:
+    command = [sys.executable, "-m", "vibematch", "info", str(index)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert done.stderr == b""
+
+
+# --- help, version, the lab
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"]):
+        with pytest.raises(SystemExit) as raised:
+            main(argv)
+        assert raised.value.code == 0
+        text = capsys.readouterr().out
+        assert text.index("matching:") < text.index("the lab") < text.index("examples:")
+        assert "  add            encode photos and remember whose they are" in text.splitlines()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"vibematch {vibematch.__version__}\n"
+
+
+def test_lab_commands_register_themselves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        parser = commands.add_parser("train", help="train a head")
+        parser.set_defaults(run=lambda args: 7)
+
+    monkeypatch.setattr(EntryPoint, "load", lambda self: register)
+    monkeypatch.setattr(
+        vibematch.cli, "entry_points", lambda group: [EntryPoint("lab", "lab:register", group)]
+    )
+    assert main(["train"]) == 7
+    with pytest.raises(SystemExit):
+        main([])
+    assert "the lab:\n  train          train a head" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", vibematch.cli.LAB_COMMANDS)
+def test_without_the_lab(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setattr(vibematch.cli, "entry_points", lambda group: [])
+    status, _, err = run(capsys, command, "--any", "option")
+    assert status == 1
+    assert err == (
+        f"vibematch: error: `vibematch {command}` is part of the lab, which is not installed: "
+        "clone the repository and run `make install` there\n"
+    )
+
+
+def test_a_broken_lab_does_not_stop_matching(
+    index: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = EntryPoint("lab", "no_such_lab.commands:register", vibematch.cli.ENTRY_POINTS)
+    monkeypatch.setattr(vibematch.cli, "entry_points", lambda group: [broken])
+    status, out, err = run(capsys, "match", index, "anna", "-k", 2)
+    assert status == 0
+    assert "ben" in out
+    assert "no_such_lab.commands:register cannot be loaded" in err

@@ -1,0 +1,215 @@
+"""Writes a sample of photos and its metadata into a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vibematch_training.sample_photos.camera import take
+from vibematch_training.sample_photos.captions import caption
+from vibematch_training.sample_photos.people import draw_person
+from vibematch_training.sample_photos.photos import PhotoPlan, compose, plan_photo
+from vibematch_training.sample_photos.wardrobe import STYLES
+
+GENERATOR_VERSION = 1
+COLUMNS = ("filename", "user_id", "image_idx", "filepath", "split", "fashion_style", "shot_type",
+           "visual_quality", "physical_features", "caption")  # fmt: skip
+_SETTINGS_FILE = "sample.json"
+_PHOTOS_PER_USER = (1, 2, 3, 4)
+_PHOTOS_PER_USER_ODDS = (0.15, 0.35, 0.35, 0.15)
+_QUALITY_ODDS = {
+    "train": {"High": 0.7, "Medium": 0.25, "Low": 0.05},
+    "validation": {"High": 0.75, "Medium": 0.25},
+}
+# What each random stream is for, so that none depends on how far another was used.
+_LAYOUT, _IDENTITY, _PLAN, _DRAWING, _CAPTION = range(5)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """Which photo of the sample: enough to draw it anywhere, in any order."""
+
+    seed: int
+    user: int
+    index: int
+    split: str
+    style: str
+
+    @property
+    def user_id(self) -> str:
+        return f"user_{self.user:04d}"
+
+    @property
+    def filename(self) -> str:
+        return f"{self.user_id}_{self.index}.jpg"
+
+    def rng(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, stream, self.user, self.index])
+
+    def plan(self) -> PhotoPlan:
+        person = draw_person(np.random.default_rng([self.seed, _IDENTITY, self.user]))
+        rng = self.rng(_PLAN)
+        odds = _QUALITY_ODDS[self.split]
+        quality = str(rng.choice(list(odds), p=list(odds.values())))
+        return plan_photo(rng, person, self.style, quality)
+
+    def row(self) -> dict[str, str | int]:
+        plan = self.plan()
+        return {
+            "filename": self.filename,
+            "user_id": self.user_id,
+            "image_idx": self.index,
+            "filepath": self.filename,
+            "split": self.split,
+            "fashion_style": self.style,
+            "shot_type": plan.shot,
+            "visual_quality": plan.quality,
+            "physical_features": plan.person.features,
+            "caption": caption(plan, self.rng(_CAPTION)),
+        }
+
+    def draw(self) -> bytes:
+        plan, rng = self.plan(), self.rng(_DRAWING)
+        scene, side = compose(plan, rng)
+        return take(scene, plan.size, side, plan.quality, rng)
+
+
+def write_sample_photos(
+    directory: Path,
+    *,
+    train_photos: int = 1508,
+    validation_photos: int = 98,
+    seed: int = 0,
+    processes: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Draws a labelled sample of dating-profile photos into a folder.
+
+    The same seed and counts give the same bytes, whatever the number of processes. An
+    interrupted run is resumed by calling again with the same arguments.
+
+    Args:
+        directory: The folder for the photos; created if missing, else empty or an earlier run.
+        train_photos: Number of photos in the training split.
+        validation_photos: Number of photos, of other users, in the validation split.
+        seed: Chooses the sample.
+        processes: Number of worker processes; by default one per processor.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The path of metadata.csv in the folder.
+
+    Raises:
+        ValueError: If the counts or the number of processes cannot work.
+        FileExistsError: If the folder holds anything but the same sample.
+    """
+    _check_counts(train_photos, validation_photos, seed, processes)
+    _claim(directory, {
+        "generator_version": GENERATOR_VERSION,
+        "seed": seed,
+        "train_photos": train_photos,
+        "validation_photos": validation_photos,
+    })  # fmt: skip
+    photos = _lay_out(train_photos, validation_photos, seed)
+    missing = [photo for photo in photos if not (directory / photo.filename).exists()]
+    workers = min(processes or os.cpu_count() or 1, max(1, len(missing)))
+    bar = tqdm(total=len(photos), initial=len(photos) - len(missing), unit="photo",
+               desc="Drawing sample photos", disable=not progress)  # fmt: skip
+    with bar, _executor(workers) as pool:
+        for photo, content in zip(missing, _drawn(missing, pool), strict=True):
+            _write_atomically(directory / photo.filename, content)
+            bar.update()
+    return _write_metadata(directory, photos)
+
+
+def _check_counts(train: int, validation: int, seed: int, processes: int | None) -> None:
+    least = len(STYLES)
+    for name, count in (("train_photos", train), ("validation_photos", validation)):
+        if count < least:
+            raise ValueError(
+                f"{name} is {count}; at least {least} are needed so that each of the "
+                f"{least} fashion styles appears."
+            )
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more.")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes is {processes}; it must be 1 or more.")
+
+
+def _claim(directory: Path, settings: dict[str, int]) -> None:
+    """Makes sure that the folder is ours to write, and records the settings in it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    record = directory / _SETTINGS_FILE
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found != settings:
+            raise FileExistsError(
+                f"{directory} holds another sample ({found}, wanted {settings}); "
+                "choose an empty folder or delete this one."
+            )
+    elif any(directory.iterdir()):
+        raise FileExistsError(
+            f"{directory} is not empty and holds no sample of ours; choose an empty folder."
+        )
+    _write_atomically(record, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _lay_out(train: int, validation: int, seed: int) -> list[_Photo]:
+    """Deals photos to users: one style and one split per user, styles in equal shares."""
+    rng = np.random.default_rng([seed, _LAYOUT])
+    users = [
+        (split, style, count)
+        for split, total in (("train", train), ("validation", validation))
+        for position, style in enumerate(STYLES)
+        for count in _user_counts(rng, (total + position) // len(STYLES))
+    ]
+    order = rng.permutation(len(users))
+    return [
+        _Photo(seed, number, index, split, style)
+        for number, (split, style, count) in enumerate((users[i] for i in order), start=1)
+        for index in range(count)
+    ]
+
+
+def _user_counts(rng: np.random.Generator, total: int) -> Iterator[int]:
+    """Yields how many photos each user has, until they add up to the total."""
+    while total > 0:
+        count = min(int(rng.choice(_PHOTOS_PER_USER, p=_PHOTOS_PER_USER_ODDS)), total)
+        total -= count
+        yield count
+
+
+def _executor(workers: int) -> ProcessPoolExecutor | nullcontext[None]:
+    return ProcessPoolExecutor(workers) if workers > 1 else nullcontext()
+
+
+def _drawn(photos: list[_Photo], pool: Executor | None) -> Iterator[bytes]:
+    if pool is None:
+        return map(_Photo.draw, photos)
+    return pool.map(_Photo.draw, photos, chunksize=8)
+
+
+def _write_metadata(directory: Path, photos: list[_Photo]) -> Path:
+    path = directory / "metadata.csv"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(photo.row() for photo in photos)
+    temporary.replace(path)
+    return path
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
