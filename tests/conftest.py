@@ -34,7 +34,7 @@ def sample_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(sample_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the sample photos, tiny backbone, 224 x 224."""
+    """A run on the sample photos, tiny backbone, default canvas."""
     from vibematch_training.run import TrainingConfig
     from vibematch_training.train import train
 
@@ -52,7 +52,9 @@ def exported_model(trained_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def style_server(exported_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def style_server(
+    exported_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[object]:
     """The real tritonserver with the trained model (a TritonServer)."""
     from vibematch_export.repository import write_repository
     from vibematch_export.triton import TritonServer

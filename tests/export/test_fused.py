@@ -70,10 +70,10 @@ def test_the_graph_takes_any_batch_and_a_batch_equals_its_singles(exported_model
     assert (entry.name, entry.type, entry.shape) == (
         "pixels",
         "tensor(uint8)",
-        ["batch", 3, 224, 224],
+        ["batch", 3, 256, 192],
     )
     assert (output.name, output.type, output.shape[1]) == ("embedding", "tensor(float)", 256)
-    pixels = _pixels(8, 224, 224)
+    pixels = _pixels(8, 256, 192)
     together = session.run(None, {"pixels": pixels})[0]
     alone = np.concatenate([session.run(None, {"pixels": pixels[i : i + 1]})[0] for i in range(8)])
     np.testing.assert_allclose(together, alone, atol=2e-6)

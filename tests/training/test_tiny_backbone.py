@@ -20,7 +20,7 @@ def backbone() -> Backbone:
 def test_the_folder_is_a_checkpoint_that_transformers_itself_reads() -> None:
     model = AutoModelForImageTextToText.from_pretrained(tiny_backbone())
     assert isinstance(model, Qwen3VLForConditionalGeneration)
-    assert 1e6 < model.num_parameters() < 1e7
+    assert 1e6 < model.num_parameters() < 2e7
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone())
     assert tokenizer.decode(tokenizer(PROMPT)["input_ids"]) == PROMPT
     for token in SPECIAL_TOKENS:
@@ -58,9 +58,7 @@ def test_an_older_checkpoint_keeps_its_chat_template_beside_the_processor(
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="no chat template"):
         load_backbone(str(tmp_path))
-    (tmp_path / "chat_template.json").write_text(
-        json.dumps({"chat_template": template})
-    )
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     older = load_backbone(str(tmp_path))
     assert torch.equal(older.token_ids(PROMPT, 64, 64), backbone.token_ids(PROMPT, 64, 64))
 

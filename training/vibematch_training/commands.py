@@ -73,8 +73,10 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument(
         "--label", metavar="COLUMN", help="what makes a positive pair; default: fashion_style"
     )
-    parser.add_argument("--size", metavar="HxW", help="canvas in pixels; default: 224x224")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: 30")
+    parser.add_argument(
+        "--size", metavar="HxW", help="canvas in pixels; default: 256x192, portrait"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: 20")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.set_defaults(run=_run_train)

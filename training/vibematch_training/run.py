@@ -62,8 +62,8 @@ class TrainingConfig:
     photos: str
     backbone: str = "tiny"
     label: str = "fashion_style"
-    height: int = 224
-    width: int = 224
+    height: int = 256
+    width: int = 192
     fit: Fit = "cover"
     prompt: str = PROMPT
     embedding_dim: int = 256
@@ -74,7 +74,7 @@ class TrainingConfig:
     photos_per_class: int = 4
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
-    epochs: int = 30
+    epochs: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:

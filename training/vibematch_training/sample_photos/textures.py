@@ -93,7 +93,7 @@ def _mesh(x: Field, y: Field) -> Field:
 
 
 def _pinstripe(x: Field, y: Field) -> Field:
-    return _band(x / 4, 0.14) * (0.7 + 0.3 * _band(y, 0.6))
+    return _band(x / 4, 0.22) * (0.7 + 0.3 * _band(y, 0.6))
 
 
 def _herringbone(x: Field, y: Field) -> Field:

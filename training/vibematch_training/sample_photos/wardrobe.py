@@ -98,7 +98,7 @@ class _Rail:
     extras: tuple[tuple[str, float], ...]
 
 
-_TEE = _Item("tee", "plain crew-neck tee", ("heather", ""))
+_TEE = _Item("tee", "plain crew-neck tee", ("heather",))
 _SNEAKERS = _Item("canvas_shoes", "pair of canvas sneakers")
 _TOTE = _Item("tote", "canvas tote")
 _HANDBAG = _Item("small_bag", "small structured bag")
@@ -109,13 +109,13 @@ RAILS: dict[str, _Rail] = {
         tops=(
             _TEE,
             _Item("tee", "striped tee", ("breton",)),
-            _Item("knit", "crewneck knit", ("knit", "cable")),
-            _Item("knit", "cable-knit jumper", ("cable", "knit")),
-            _Item("henley", "henley", ("heather", "wide_rib")),
+            _Item("knit", "crewneck knit", ("knit",)),
+            _Item("knit", "cable-knit jumper", ("cable",)),
+            _Item("henley", "henley", ("heather",)),
         ),
         outers=(
             _Item("open_shirt", "open shirt", ("weave",), under=("tee",)),
-            _Item("cardigan", "knitted cardigan", ("knit", "wide_rib"), under=("tee", "henley")),
+            _Item("cardigan", "knitted cardigan", ("knit",), under=("tee", "henley")),
         ),
         outer_share=0.38,
         bottoms=(_Item("jeans", "pair of jeans", ("denim",)), _Item("chinos", "pair of chinos")),
@@ -127,21 +127,26 @@ RAILS: dict[str, _Rail] = {
     ),
     "Street_Hip": _Rail(
         tops=(
-            _Item("hoodie", "oversized hoodie with a graphic print", ("fleece",)),
-            _Item("hoodie", "oversized hoodie with a bold print", ("camouflage", "fleece")),
-            _Item("graphic_tee", "oversized graphic tee"),
+            _Item("hoodie", "oversized hoodie with a graphic print", ("camouflage", "fleece")),
+            _Item("hoodie", "oversized hoodie with a bold print", ("camouflage",)),
+            _Item("graphic_tee", "oversized graphic tee", ("camouflage", "fleece")),
         ),
         outers=(
-            _Item(
-                "bomber", "bomber jacket", ("satin", "camouflage"), under=("graphic_tee", "hoodie")
-            ),
+            _Item("bomber", "bomber jacket", ("camouflage",), under=("graphic_tee", "hoodie")),
             _Item("overshirt", "plaid overshirt", ("plaid",), under=("graphic_tee", "hoodie")),
-            _Item("denim_jacket", "denim jacket", ("denim",), under=("graphic_tee", "hoodie")),
-            _Item("puffer", "puffer jacket", under=("graphic_tee", "hoodie")),
+            _Item(
+                "denim_jacket",
+                "patchwork denim jacket",
+                ("camouflage",),
+                under=("graphic_tee", "hoodie"),
+            ),
+            _Item(
+                "puffer", "printed puffer jacket", ("camouflage",), under=("graphic_tee", "hoodie")
+            ),
         ),
         outer_share=0.5,
         bottoms=(
-            _Item("cargo", "pair of cargo trousers", ("camouflage", "")),
+            _Item("cargo", "pair of cargo trousers", ("camouflage",)),
             _Item("ripped_jeans", "pair of ripped jeans", ("denim",)),
         ),
         shoes=(_Item("chunky_shoes", "pair of chunky sneakers"),),
@@ -155,20 +160,20 @@ RAILS: dict[str, _Rail] = {
             _Item("sports_tank", "racerback tank", ("mesh",)),
             _Item("performance_tee", "panelled performance tee", ("mesh",)),
             _Item("performance_tee", "raglan training tee", ("mesh",)),
-            _Item("quarter_zip", "quarter-zip running top", ("mesh", "")),
-            _Item("sports_bra", "sports bra", ("mesh", "")),
+            _Item("quarter_zip", "quarter-zip running top", ("mesh",)),
+            _Item("sports_bra", "sports bra", ("mesh",)),
         ),
         outers=(
             _Item(
                 "track_jacket",
                 "track jacket with striped sleeves",
-                ("satin", ""),
+                ("mesh",),
                 under=("sports_tank", "performance_tee", "sports_bra"),
             ),
         ),
         outer_share=0.42,
         bottoms=(
-            _Item("leggings", "pair of side-striped leggings"),
+            _Item("leggings", "pair of side-striped leggings", ("mesh",)),
             _Item("track_pants", "pair of track pants", ("satin",)),
             _Item("sport_shorts", "pair of running shorts", ("mesh",)),
         ),
@@ -181,9 +186,11 @@ RAILS: dict[str, _Rail] = {
     "Chic_Modern": _Rail(
         tops=(
             _Item("turtleneck", "ribbed turtleneck", ("rib",)),
-            _Item("minimal_dress", "clean-lined minimal dress", matching="pencil_skirt"),
-            _Item("asymmetric_top", "asymmetric top", matching=""),
-            _Item("colour_block", "colour-block top"),
+            _Item(
+                "minimal_dress", "clean-lined minimal dress", ("gloss",), matching="pencil_skirt"
+            ),
+            _Item("asymmetric_top", "asymmetric top", ("gloss",)),
+            _Item("colour_block", "colour-block top", ("gloss",)),
         ),
         outers=(
             _Item(
@@ -196,14 +203,14 @@ RAILS: dict[str, _Rail] = {
                 "biker", "leather biker jacket", ("gloss",), under=("turtleneck", "minimal_dress")
             ),
             _Item(
-                "trench", "belted trench coat", ("", "weave"), under=("turtleneck", "minimal_dress")
+                "trench", "belted trench coat", ("gloss",), under=("turtleneck", "minimal_dress")
             ),
         ),
         outer_share=0.62,
         bottoms=(
-            _Item("slim_trousers", "pair of slim trousers"),
+            _Item("slim_trousers", "pair of slim trousers", ("gloss", "")),
             _Item("leather_trousers", "pair of leather trousers", ("gloss",)),
-            _Item("pencil_skirt", "pencil skirt", ("", "gloss")),
+            _Item("pencil_skirt", "pencil skirt", ("gloss",)),
         ),
         shoes=(_Item("ankle_boots", "pair of ankle boots"),),
         headwear=(_Item("beret", "beret"),),
@@ -218,9 +225,9 @@ RAILS: dict[str, _Rail] = {
     ),
     "Classy_Elegant": _Rail(
         tops=(
-            _Item("dress_shirt", "shirt and tie", ("", "regimental")),
-            _Item("dress_shirt", "shirt and bow tie"),
-            _Item("bow_blouse", "blouse with a bow", ("satin", "dots"), matching="pleated_skirt"),
+            _Item("dress_shirt", "shirt and tie", ("pinstripe", "regimental")),
+            _Item("dress_shirt", "shirt and bow tie", ("pinstripe",)),
+            _Item("bow_blouse", "blouse with a bow", ("lace", "dots"), matching="pleated_skirt"),
             _Item("lace_dress", "lace evening dress", ("lace",), matching="gown"),
         ),
         outers=(
