@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # at run time, each command imports what it needs
 
 DEFAULT_URL: Final = "localhost:8001"
 ENTRY_POINTS: Final = "vibematch.commands"
-LAB_COMMANDS: Final = ("sample-photos", "train", "evaluate", "export", "serve", "demo")
+LAB_COMMANDS: Final = ("sample-photos", "train", "export", "serve", "demo")
 
 _INSTALL_LAB: Final = "clone the repository and run `make install` there"
 _PATIENCE_S: Final = 300.0
@@ -110,7 +110,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
         declare(commands)
     matching = _summaries(commands)
     _declare_lab(commands)
-    lab = {name: text for name, text in _summaries(commands).items() if name not in matching}
+    declared = _summaries(commands)
+    lab = {name: declared[name] for name in LAB_COMMANDS if name in declared}
     parser.epilog = "\n".join([*_listing("matching", matching), *_lab_listing(lab), _EXAMPLES])
     return parser, commands
 
@@ -250,7 +251,7 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
 # --- what the commands do
 
 
-def _add(args: argparse.Namespace) -> int:
+def _add(args: argparse.Namespace) -> None:
     from vibematch.encoder import Encoder
     from vibematch.engine import MatchingEngine
 
@@ -264,6 +265,11 @@ def _add(args: argparse.Namespace) -> int:
     ):
         result = engine.add_photos(photos, on_progress=on_progress)
         info = engine.info()
+    if result.rejected and not (result.added or result.known):
+        photo, reason = result.rejected[0]
+        others = len(result.rejected) - 1
+        more = f", and {others} more like it" if others else ""
+        raise InputError(f"no photo could be added: {photo}: {reason}{more}")
     for photo, reason in result.rejected:
         _say(f"warning: {photo}: {reason}")
     if args.json:
@@ -276,7 +282,6 @@ def _add(args: argparse.Namespace) -> int:
             f"{len(result.rejected):,} rejected; {args.index} holds {info.users:,} users with "
             f"{info.photos:,} photos"
         )
-    return 0 if result.added or result.known else 1
 
 
 def _match(args: argparse.Namespace) -> None:
@@ -362,8 +367,10 @@ def _photos(paths: Iterable[Path]) -> Iterator[Photo]:
     for path in paths:
         if path.is_dir():
             yield from read_photos(path)
-        else:
+        elif path.exists():
             yield photo_from_name(path)
+        else:
+            raise InputError(f"no such photo or folder: {path}")
 
 
 def _with_attributes(photos: Iterable[Photo], csv_path: Path) -> Iterator[Photo]:

@@ -97,11 +97,7 @@ def write_repository(repository: Path, model: Path) -> Path:
         )
     if not (model / WEIGHTS).is_file():
         raise InputError(f"{model} has no {WEIGHTS}: export the model again")
-    if repository.exists() and not _may_replace(repository):
-        raise InputError(
-            f"{repository} is not a repository written by vibematch, so it is left alone: "
-            "delete it or choose another folder"
-        )
+    require_replaceable(repository)
     repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=repository.parent, prefix=f".{repository.name}-"
@@ -112,6 +108,19 @@ def write_repository(repository: Path, model: Path) -> Path:
             repository.rename(Path(workshop, "old"))
         complete.rename(repository)
     return repository
+
+
+def require_replaceable(repository: Path) -> None:
+    """Make sure that :func:`write_repository` may write there, before hours of other work.
+
+    Raises:
+        InputError: ``repository`` holds something :func:`write_repository` did not write.
+    """
+    if repository.exists() and not _may_replace(repository):
+        raise InputError(
+            f"{repository} is not a repository written by vibematch, so it is left alone: "
+            "delete it or choose another folder"
+        )
 
 
 def read_manifest(repository: Path) -> Manifest:

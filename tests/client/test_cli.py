@@ -162,8 +162,9 @@ def test_add_reports_each_bad_photo_and_goes_on(
     photos.mkdir()
     for name in ("anna_0.jpg", "anna_1.jpg", "ben_0.jpg", "gen_0.jpg"):
         (photos / name).write_bytes(name.encode())
-    (tmp_path / "bad.txt").write_bytes(b"bad")
-    arguments = ("add", tmp_path / "index", photos, tmp_path / "bad.txt", tmp_path / "none.jpg")
+    for name in ("bad.txt", "worse.txt"):
+        (tmp_path / name).write_bytes(b"bad")
+    arguments = ("add", tmp_path / "index", photos, tmp_path / "bad.txt", tmp_path / "worse.txt")
     status, out, err = run(capsys, *arguments)
     assert status == 0
     assert out == (
@@ -172,8 +173,7 @@ def test_add_reports_each_bad_photo_and_goes_on(
     )
     assert sorted(err.splitlines()) == [
         f"vibematch: warning: {tmp_path}/bad.txt: not a photo",
-        f"vibematch: warning: {tmp_path}/none.jpg: the file cannot be read "
-        "(No such file or directory)",
+        f"vibematch: warning: {tmp_path}/worse.txt: not a photo",
     ]
     status, out, _ = run(capsys, *arguments, "--json")
     counts = json.loads(out)
@@ -205,7 +205,24 @@ def test_progress_on_a_terminal_leaves_nothing_behind(
 def test_add_with_nothing_usable_fails(
     stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(capsys, "add", tmp_path / "index", tmp_path / "none.jpg")[0] == 1
+    for name in ("bad.txt", "worse.txt"):
+        (tmp_path / name).write_bytes(b"bad")
+    bad, worse, index = tmp_path / "bad.txt", tmp_path / "worse.txt", tmp_path / "index"
+    assert run(capsys, "add", index, bad, worse) == (
+        1,
+        "",
+        f"vibematch: error: no photo could be added: {bad}: not a photo, and 1 more like it\n",
+    )
+
+
+def test_add_with_a_path_that_is_nothing_adds_nothing(
+    stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "anna_0.jpg").write_bytes(b"one")
+    missing = tmp_path / "none.jpg"
+    status, _, err = run(capsys, "add", tmp_path / "index", tmp_path / "anna_0.jpg", missing)
+    assert (status, err) == (1, f"vibematch: error: no such photo or folder: {missing}\n")
+    assert not (tmp_path / "index").exists()
 
 
 def test_add_with_attributes(
@@ -226,10 +243,10 @@ def test_add_with_attributes(
 def test_unusable_attributes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:
-    (tmp_path / "people.csv").write_text(content)
-    status, _, err = run(
-        capsys, "add", tmp_path / "index", "a_0.jpg", "--attributes", tmp_path / "people.csv"
-    )
+    table, photo = tmp_path / "people.csv", tmp_path / "a_0.jpg"
+    table.write_text(content)
+    photo.write_bytes(b"one")
+    status, _, err = run(capsys, "add", tmp_path / "index", photo, "--attributes", table)
     assert status == 1
     assert message in err
 

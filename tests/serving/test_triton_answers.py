@@ -57,7 +57,7 @@ def _post(server: TritonServer, body: bytes, header_length: int) -> Any:
             "Inference-Header-Content-Length": str(header_length),
         },
     )
-    return urllib.request.urlopen(request, timeout=10)  # noqa: S310 - always http://
+    return urllib.request.urlopen(request, timeout=10)
 
 
 def _get(url: str) -> bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
+
+from vibematch_training.sample_photos.canvas import Colour, paint
 
 _ORIENTATION_TAG = 0x0112
 # How stored pixels must be turned so that a reader that honours the tag shows them upright.
@@ -25,34 +27,40 @@ _ORIENTATION_ODDS = (0.76, 0.1, 0.04, 0.05, 0.0125, 0.0125, 0.0125, 0.0125)
 _NOISE_SIZE = 1100
 
 
-@lru_cache(maxsize=1)
+@cache
 def _noise() -> npt.NDArray[np.int16]:
-    """A fixed field of film grain, of which each photo shows a random part."""
-    rng = np.random.default_rng(20240229)
-    return np.asarray(
-        np.round(rng.standard_normal((_NOISE_SIZE, _NOISE_SIZE)) * 16), dtype=np.int16
-    )
+    """A fixed field of film grain, alike in all three channels; each photo shows a part of it."""
+    grey = np.random.default_rng(20240229).standard_normal((_NOISE_SIZE, _NOISE_SIZE))
+    return np.repeat(np.round(grey * 16).astype(np.int16), 3, axis=1)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _vignette() -> Image.Image:
     y, x = np.mgrid[-1:1:64j, -1:1:64j]
     return Image.fromarray((np.clip(np.hypot(x, y) - 0.55, 0, 1) * 255).astype(np.uint8))
 
 
-def _tint(
-    image: Image.Image, colour: tuple[int, int, int], mask: Image.Image, share: float
-) -> None:
+@cache
+def _side_light(side: float) -> Image.Image:
+    """One row of pixels that brightens towards a side."""
+    ramp = Image.linear_gradient("L").rotate(90 if side < 0 else 270).reduce(4)
+    return ramp.crop((0, 0, ramp.width, 1))
+
+
+def _tint(image: Image.Image, colour: Colour, mask: Image.Image, share: float) -> None:
     """Mixes a share of a colour into the picture where a small mask says so."""
     faded = mask.point([round(level * share) for level in range(256)])
-    image.paste(colour, (0, 0, *image.size), faded.resize(image.size, Image.Resampling.BILINEAR))
+    if faded.height == 1:
+        faded = faded.resize((image.width, 1), Image.Resampling.BILINEAR)
+        paint(image, colour, faded.resize(image.size, Image.Resampling.NEAREST))
+    else:
+        paint(image, colour, faded.resize(image.size, Image.Resampling.BILINEAR))
 
 
 def _light(image: Image.Image, rng: np.random.Generator, side: float) -> None:
     """Adds a soft light from one side and darker corners, in place."""
-    ramp = Image.linear_gradient("L").rotate(90 if side < 0 else 270).reduce(4)
     warm = (255, 214, 160) if rng.random() < 0.6 else (190, 214, 255)
-    _tint(image, warm, ramp, float(rng.uniform(0.05, 0.25)))
+    _tint(image, warm, _side_light(side), float(rng.uniform(0.05, 0.25)))
     _tint(image, (8, 6, 14), _vignette(), float(rng.uniform(0.05, 0.3)))
 
 
@@ -65,20 +73,18 @@ def _develop(image: Image.Image, rng: np.random.Generator, dark: float) -> Image
     gains = (1 + warmth, 1 + tint, 1 - warmth)
     levels = np.arange(256)
     table = [
-        np.clip(
-            ((levels * gain * exposure - 128) * contrast + 128) + lift * (1 - levels / 255), 0, 255
-        )
+        ((levels * gain * exposure - 128) * contrast + 128) + lift * (1 - levels / 255)
         for gain in gains
     ]
-    return image.point([round(float(value)) for channel in table for value in channel])
+    return image.point(np.rint(np.clip(table, 0, 255)).astype(int).ravel().tolist())
 
 
 def _grain(image: Image.Image, rng: np.random.Generator, amount: float) -> Image.Image:
     x, y = (int(rng.integers(0, _NOISE_SIZE - side + 1)) for side in image.size)
-    noise = _noise()[y : y + image.height, x : x + image.width, None]
-    pixels = np.asarray(image).astype(np.int16)
-    pixels += (noise * round(amount * 16)) >> 8
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    pixels = np.asarray(image)
+    rows = pixels.reshape(image.height, -1)
+    grain = _noise()[y : y + image.height, 3 * x : 3 * (x + image.width)] * round(amount * 16) >> 8
+    return Image.fromarray(np.clip(grain + rows, 0, 255).astype(np.uint8).reshape(pixels.shape))
 
 
 def take(
