@@ -51,7 +51,7 @@ def _run_export(args: argparse.Namespace) -> None:
     parity = manifest.parity
     print(
         f"model:      {model} (fingerprint {manifest.fingerprint[:12]})\n"
-        f"parity:     least cosine {parity['min_cosine']:.7f}, mean {parity['mean_cosine']:.7f} "
+        f"parity:     least cosine {parity['min_cosine']:.10f}, mean {parity['mean_cosine']:.10f} "
         f"over {parity['photos']:.0f} photos\n"
         f"repository: {args.repository}\n"
         f"next: vibematch serve --repository {args.repository}"

@@ -81,8 +81,8 @@ def demo(out: Path, *, photos: Path | None = None) -> None:
     console.print(_matches_table(queries, matches, cards))
     print_results(results)
     console.print(
-        f"Parity: the served graph agrees with the trained model to a least cosine of "
-        f"{manifest.parity['min_cosine']:.7f} over {manifest.parity['photos']:.0f} photos."
+        f"Parity: least cosine {manifest.parity['min_cosine']:.10f} between the served graph and "
+        f"Hugging Face's forward + trained head, over {manifest.parity['photos']:.0f} photos."
     )
     console.print(timer.table())
     print(f"Gallery: {gallery.resolve()}")
@@ -172,7 +172,7 @@ def _matches_table(
 
 
 def _style(person: Person) -> str:
-    return f"[dim]{person.style}[/dim]" if person.style else ""
+    return f"[dim]{person.style.replace('_', ' ')}[/dim]" if person.style else ""
 
 
 class _Timer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vibematch_training.sample_photos.accessories import (
+from vibematch_training.sample_photos.canvas import Canvas, Colour
+from vibematch_training.sample_photos.clothes.accessories import (
     HATS,
     draw_bag,
     draw_earrings,
@@ -11,7 +12,9 @@ from vibematch_training.sample_photos.accessories import (
     draw_neckwear,
     draw_wristwear,
 )
-from vibematch_training.sample_photos.canvas import Canvas, Colour
+from vibematch_training.sample_photos.clothes.lower import draw_lower, draw_shoes
+from vibematch_training.sample_photos.clothes.sleeves import draw_sleeve
+from vibematch_training.sample_photos.clothes.upper import draw_upper
 from vibematch_training.sample_photos.figure import (
     SIDES,
     Body,
@@ -20,14 +23,12 @@ from vibematch_training.sample_photos.figure import (
     draw_legs_skin,
     draw_neck_and_chest,
 )
-from vibematch_training.sample_photos.garments import draw_sleeve, draw_upper
-from vibematch_training.sample_photos.head import (
+from vibematch_training.sample_photos.portrait import (
     draw_glasses,
     draw_hair_back,
     draw_hair_front,
     draw_head,
 )
-from vibematch_training.sample_photos.lower import draw_lower, draw_shoes
 from vibematch_training.sample_photos.wardrobe import Outfit
 
 _FRAMES: Colour = (44, 34, 34)

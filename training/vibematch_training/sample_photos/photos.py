@@ -128,11 +128,7 @@ def _background(plan: PhotoPlan, rng: np.random.Generator, width: int, height: i
     )
     draw_scene(small.moved(*shift, scale=zoom), plan.scene, rng, tall)
     blur = float(rng.uniform(2.0, 7.0)) * width / 1000
-    soft = small.image.filter(
-        ImageFilter.BoxBlur(
-            blur * 1.6,
-        )
-    )
+    soft = small.image.filter(ImageFilter.BoxBlur(blur * 1.6))
     return soft.resize((width, height), Image.Resampling.BILINEAR)
 
 

@@ -19,8 +19,8 @@ from vibematch_training.sample_photos.canvas import (
     shift,
     smooth,
 )
+from vibematch_training.sample_photos.clothes.cloth import cloth, trim_colour
 from vibematch_training.sample_photos.figure import LEFT, SIDES, Body
-from vibematch_training.sample_photos.garments import cloth, trim_colour
 from vibematch_training.sample_photos.wardrobe import Garment, Outfit
 
 HATS = frozenset({"cap", "beanie", "bucket_hat", "beret"})

@@ -21,8 +21,8 @@ from vibematch_training.sample_photos.canvas import (
     shift,
     smooth,
 )
+from vibematch_training.sample_photos.clothes.cloth import cloth, fold, stitch, trim_colour
 from vibematch_training.sample_photos.figure import RIGHT, SIDES, Body
-from vibematch_training.sample_photos.garments import cloth, fold, stitch, trim_colour
 from vibematch_training.sample_photos.wardrobe import Garment
 
 _THREAD: Colour = (212, 156, 84)

@@ -1,0 +1,1 @@
+"""Draws what people wear, one module per family of clothes."""
