@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
 
-.PHONY: help install demo test test-slow check format lock clean
+.PHONY: help install demo test test-slow test-wheel check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -25,6 +25,9 @@ test: $(STAMP)  ## The default test suite
 
 test-slow: $(STAMP)  ## The heavier tests
 	$(BIN)/python -m pytest -m slow
+
+test-wheel: $(STAMP)  ## The client's wheel, alone in an empty environment
+	$(BIN)/python -m pytest -m slow tests/client/test_wheel.py
 
 check: $(STAMP)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
