@@ -6,12 +6,14 @@ import csv
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageOps
+from scipy.stats import chi2_contingency
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -19,6 +21,8 @@ from sklearn.preprocessing import StandardScaler
 
 from vibematch_training.sample_photos import write_sample_photos
 from vibematch_training.sample_photos.camera import encode
+from vibematch_training.sample_photos.photos import PhotoPlan
+from vibematch_training.sample_photos.writer import lay_out
 
 STYLES = {"Casual_Basic", "Street_Hip", "Sporty_Athleisure", "Chic_Modern", "Classy_Elegant"}
 COLUMNS = ["filename", "user_id", "image_idx", "filepath", "split", "fashion_style", "shot_type",
@@ -182,7 +186,7 @@ def _cheap_features(path: Path) -> list[float]:
         return [
             *pixels.mean(axis=(0, 1)), *pixels.std(axis=(0, 1)), *border.mean(axis=0),
             upright.width, upright.height, path.stat().st_size,
-            image.getexif().get(ORIENTATION, 1),
+            image.getexif().get(ORIENTATION, 1), sum(image.quantization[0]),
         ]  # fmt: skip
 
 
@@ -200,11 +204,45 @@ def test_style_cannot_be_told_from_colour_size_or_encoding(sample: Path) -> None
     assert (guessed == styles).mean() > 0.05
 
 
-def test_style_does_not_depend_on_person_or_shot(sample: Path) -> None:
-    rows = _rows(sample)
-    for column in ("shot_type", "physical_features"):
-        table = Counter((row["fashion_style"], row[column].split(", ")[-1]) for row in rows)
-        values = {value for _, value in table}
-        for value in values:
-            counts = [table[style, value] for style in STYLES]
-            assert max(counts) <= 0.62 * max(sum(counts), 12)
+PLANNED: dict[str, Callable[[PhotoPlan], object]] = {
+    "shot_type": lambda plan: plan.shot,
+    "visual_quality": lambda plan: plan.quality,
+    "place": lambda plan: plan.scene,
+    "canvas_size": lambda plan: plan.size,
+    "full_length": lambda plan: plan.full_length,
+    "smile": lambda plan: plan.smile > 0.5,
+    "skin_tone": lambda plan: plan.person.skin_name,
+    "hair": lambda plan: plan.person.hair_name,
+    "gender_and_age": lambda plan: plan.person.noun,
+    "glasses": lambda plan: plan.person.glasses,
+    "top_colour": lambda plan: plan.outfit.top.colour_name,
+    "top_accent": lambda plan: plan.outfit.top.accent,
+    "metal": lambda plan: plan.outfit.metal,
+}
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[tuple[str, PhotoPlan]]:
+    """One plan per user, so that they are independent of each other."""
+    first = [photo for photo in lay_out(4000, 5, seed=7) if photo.index == 0]
+    return [(photo.style, photo.plan()) for photo in first]
+
+
+def _chance(plans: list[tuple[str, PhotoPlan]], value: Callable[[PhotoPlan], object]) -> float:
+    """How likely a table at least this uneven is if the value does not depend on the style."""
+    table = Counter((style, value(plan)) for style, plan in plans)
+    values = {seen for _, seen in table}
+    return float(chi2_contingency([[table[s, v] for v in values] for s in sorted(STYLES)]).pvalue)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_style_does_not_depend_on_anything_but_clothes(
+    plans: list[tuple[str, PhotoPlan]], name: str
+) -> None:
+    assert _chance(plans, PLANNED[name]) > 0.001
+
+
+def test_the_check_for_leaks_finds_what_does_depend_on_style(
+    plans: list[tuple[str, PhotoPlan]],
+) -> None:
+    assert _chance(plans, lambda plan: plan.outfit.outer is None) < 1e-6

@@ -50,7 +50,7 @@ def _side_light(side: float) -> Image.Image:
 def _tint(image: Image.Image, colour: Colour, mask: Image.Image, share: float) -> None:
     """Mixes a share of a colour into the picture where a small mask says so."""
     faded = mask.point([round(level * share) for level in range(256)])
-    if faded.height == 1:
+    if faded.height == 1:  # repeating one row is cheaper than smoothing between equal rows
         faded = faded.resize((image.width, 1), Image.Resampling.BILINEAR)
         paint(image, colour, faded.resize(image.size, Image.Resampling.NEAREST))
     else:
@@ -95,19 +95,20 @@ def take(
         size = (round(size[0] * 0.55), round(size[1] * 0.55))
     image = scene.resize(size, Image.Resampling.BILINEAR)
     _light(image, rng, side)
+    # Every quality draws the same random numbers, so that what follows does not depend on it.
     dark = {
         "High": 1.0,
         "Medium": float(rng.uniform(0.9, 1.05)),
         "Low": float(rng.uniform(0.4, 0.9)),
-    }[quality]
-    image = _develop(image, rng, dark)
+    }
+    image = _develop(image, rng, dark[quality])
     blur = {
         "High": 0.0,
         "Medium": float(rng.uniform(0.2, 0.7)),
         "Low": float(rng.uniform(1.0, 2.6)),
-    }[quality]
-    if blur:
-        image = image.filter(ImageFilter.BoxBlur(blur * image.width / 480))
+    }
+    if blur[quality]:
+        image = image.filter(ImageFilter.BoxBlur(blur[quality] * image.width / 480))
     amount = {
         "High": float(rng.uniform(0.5, 2)),
         "Medium": float(rng.uniform(1.5, 3.5)),

@@ -25,6 +25,8 @@ Outline = npt.NDArray[np.float64]
 Widths = float | Sequence[float] | npt.NDArray[np.float64]
 
 _CURVE_STEPS = 7
+# The inner points of a half circle, from left to right of a line that runs along 1.
+_CAP = np.exp(1j * np.linspace(np.pi / 2, -np.pi / 2, 9)[1:-1])
 
 
 @lru_cache(maxsize=4096)
@@ -87,6 +89,12 @@ def mirrored(points: Points) -> Outline:
     return np.asarray(points, dtype=np.float64)[::-1] * (-1.0, 1.0)
 
 
+def on_side(side: int, points: Points) -> Outline:
+    """Returns points given for the right side (1), reflected if they are for the left (-1)."""
+    placed: Outline = np.asarray(points, dtype=np.float64) * (side, 1)
+    return placed
+
+
 def shift(points: Points, dx: float, dy: float) -> Outline:
     """Returns the points moved by (dx, dy)."""
     moved: Outline = np.asarray(points, dtype=np.float64) + np.array([dx, dy])
@@ -139,9 +147,8 @@ def ribbon(points: Points, widths: Widths, caps: bool = False) -> Outline:
     offset = along * 1j * radius
     parts = [line + offset, (line - offset)[::-1]]
     if caps:
-        turn = np.exp(1j * np.linspace(np.pi / 2, -np.pi / 2, 9)[1:-1])
-        parts.insert(1, line[-1] + radius[-1] * along[-1] * turn)
-        parts.append(line[0] - radius[0] * along[0] * turn)
+        parts.insert(1, line[-1] + radius[-1] * along[-1] * _CAP)
+        parts.append(line[0] - radius[0] * along[0] * _CAP)
     return np.concatenate(parts).view(np.float64).reshape(-1, 2)
 
 
@@ -177,10 +184,9 @@ class Canvas:
         self._draw = ImageDraw.Draw(image, "RGBA")
 
     @classmethod
-    def blank(cls, width: int, height: int, scale: float, colour: Colour) -> Canvas:
-        """Returns a plain canvas of so many pixels, with `scale` pixels per drawing unit."""
-        matrix = np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
-        return cls(Image.new("RGB", (width, height), colour), matrix)
+    def scaled(cls, image: Image.Image, scale: float) -> Canvas:
+        """Wraps an image with `scale` pixels per drawing unit and its origin at the top left."""
+        return cls(image, np.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]]))
 
     def moved(
         self, x: float = 0, y: float = 0, scale: float = 1, angle: float = 0, flip: bool = False
@@ -205,6 +211,10 @@ class Canvas:
     def line(self, points: Points, width: Widths, colour: Colour, alpha: float = 1.0) -> None:
         """Strokes a line of constant or tapering width."""
         self.fill(ribbon(points, width), colour, alpha)
+
+    def outline(self, points: Outline, width: Widths, colour: Colour, alpha: float = 1.0) -> None:
+        """Strokes a closed outline."""
+        self.line(np.vstack([points, points[:1]]), width, colour, alpha)
 
     def curve(self, points: Points, width: Widths, colour: Colour, alpha: float = 1.0) -> None:
         """Strokes a smooth curve through the points."""

@@ -23,11 +23,8 @@ _TEMPLATES = (
 
 def _clothes(plan: PhotoPlan) -> str:
     outfit = plan.outfit
-    words = (
-        [outfit.outer.phrase + " over " + outfit.top.phrase]
-        if outfit.outer
-        else [outfit.top.phrase]
-    )
+    over = f"{outfit.outer.phrase} over " if outfit.outer else ""
+    words = [over + outfit.top.phrase]
     if plan.shot != "Selfie_CloseUp":
         words.append(outfit.bottom.phrase)
     if plan.full_length:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vibematch_training.sample_photos.canvas import Canvas, Colour
 from vibematch_training.sample_photos.clothes.accessories import (
     HATS,
@@ -32,7 +34,6 @@ from vibematch_training.sample_photos.portrait import (
 from vibematch_training.sample_photos.wardrobe import Outfit
 
 _FRAMES: Colour = (44, 34, 34)
-_CHIN_Y = 25.0
 # Garments worn tucked under the waistband.
 _TUCKED = frozenset({"bow_blouse", "dress_shirt", "turtleneck", "lace_dress", "minimal_dress",
                      "asymmetric_top", "colour_block"})  # fmt: skip
@@ -66,11 +67,7 @@ def draw_dressed(canvas: Canvas, body: Body, outfit: Outfit, held: Colour, legs:
 
 
 def _draw_tucked(canvas: Canvas, body: Body, outfit: Outfit) -> None:
-    draw_upper(
-        canvas,
-        body,
-        Outfit(outfit.top, None, outfit.bottom, outfit.shoes, None, None, (), outfit.metal),
-    )
+    draw_upper(canvas, body, replace(outfit, outer=None))
     draw_lower(canvas, body, outfit.bottom)
     if outfit.outer:
         draw_upper(canvas, body, outfit)

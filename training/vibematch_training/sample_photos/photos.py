@@ -80,7 +80,7 @@ def compose(plan: PhotoPlan, rng: np.random.Generator) -> tuple[Image.Image, flo
     light = float(rng.choice([-1, 1]))
     body = Body(plan.person, _pose(plan, rng), light)
     image = _background(plan, rng, width, height)
-    picture = Canvas(image, np.array([[width / 100, 0.0, 0.0], [0.0, width / 100, 0.0]]))
+    picture = Canvas.scaled(image, width / 100)
     figure, legs = _frame(picture, plan, rng, height * 100 / width)
     if plan.full_length:
         figure.fill(oval(-light * 5, 176, 26, 4.5), (16, 12, 22), 0.35)
@@ -117,9 +117,8 @@ def _pose(plan: PhotoPlan, rng: np.random.Generator) -> Pose:
 
 def _background(plan: PhotoPlan, rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Draws the place small and blurred: it is behind the person, so out of focus."""
-    small = Canvas.blank(
-        width // _SCENE_SHRINK, height // _SCENE_SHRINK, width / _SCENE_SHRINK / 100, (0, 0, 0)
-    )
+    size = (width // _SCENE_SHRINK, height // _SCENE_SHRINK)
+    small = Canvas.scaled(Image.new("RGB", size), width / _SCENE_SHRINK / 100)
     tall = height * 100 / width
     zoom = float(rng.uniform(1.0, 1.5 if plan.shot == "Selfie_CloseUp" else 1.15))
     shift = (
@@ -145,10 +144,10 @@ def _frame(
     else:
         top, units = float(rng.uniform(-14, -7)), float(rng.uniform(84, 120))
         across, tilt = float(rng.uniform(46, 56)), float(rng.normal(0, 2.0))
-    # Wide pictures are filled by the shoulders, tall ones by the height.
-    scale = max(tall / units, min(100 / across, tall / (units * 0.9)))
-    if plan.full_length:
-        scale = tall / units
+    scale = tall / units
+    if not plan.full_length:
+        # Wide pictures are filled by the shoulders, tall ones by the height.
+        scale = max(scale, min(100 / across, tall / (units * 0.9)))
     x = 50 + float(rng.normal(0, 4))
     flip = bool(rng.random() < 0.5)
     figure = picture.moved(x, -top * scale, scale=scale, angle=tilt, flip=flip)

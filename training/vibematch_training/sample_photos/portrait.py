@@ -16,6 +16,7 @@ from vibematch_training.sample_photos.canvas import (
     lighter,
     luminance,
     mix,
+    on_side,
     oval,
     ribbon,
     smooth,
@@ -350,9 +351,9 @@ def draw_glasses(canvas: Canvas, shape: str, tinted: bool, frame: Colour) -> Non
             lens = oval(side * 4.3, 14.1, 3.3, 3.1)
         else:
             lens = blob(
-                [
-                    (side * x, y)
-                    for x, y in (
+                on_side(
+                    side,
+                    [
                         (1.1, 12.0),
                         (4.2, 11.4),
                         (7.9, 11.8),
@@ -360,8 +361,8 @@ def draw_glasses(canvas: Canvas, shape: str, tinted: bool, frame: Colour) -> Non
                         (6.6, 16.7),
                         (2.6, 16.8),
                         (1.1, 15),
-                    )
-                ]
+                    ],
+                )
             )
         with canvas.clipped(lens) as glass:
             if tinted:

@@ -9,6 +9,7 @@ import numpy as np
 from vibematch_training.sample_photos.canvas import (
     Canvas,
     Colour,
+    Outline,
     blob,
     darker,
     lighter,
@@ -34,6 +35,11 @@ _VIVID: tuple[Colour, ...] = (
 def _any(rng: Rng, colours: tuple[Colour, ...]) -> Colour:
     base = colours[int(rng.integers(len(colours)))]
     return mix(base, colours[int(rng.integers(len(colours)))], float(rng.uniform(0, 0.35)))
+
+
+def _tapered(x: float, top: float, upper: float, bottom: float, lower: float) -> Outline:
+    """Returns a trapezium around a vertical axis, of half-widths `upper` and `lower`."""
+    return np.array([(x - upper, top), (x + upper, top), (x + lower, bottom), (x - lower, bottom)])
 
 
 def _wall(canvas: Canvas, rng: Rng, height: float, floor: float) -> Colour:
@@ -80,15 +86,7 @@ def _plant(canvas: Canvas, rng: Rng, x: float, y: float, size: float) -> None:
         canvas.curve([(x, y), middle, tip], (0.6, size * 0.16, 0.2),
                      mix(green, (190, 210, 120), float(rng.uniform(0, 0.35))))  # fmt: skip
     pot = _any(rng, _VIVID)
-    canvas.fill(
-        [
-            (x - size * 0.28, y - 1),
-            (x + size * 0.28, y - 1),
-            (x + size * 0.2, y + size * 0.4),
-            (x - size * 0.2, y + size * 0.4),
-        ],
-        pot,
-    )
+    canvas.fill(_tapered(x, y - 1, size * 0.28, y + size * 0.4, size * 0.2), pot)
 
 
 def _picture(canvas: Canvas, rng: Rng, x: float, y: float, w: float, h: float) -> None:
@@ -115,15 +113,7 @@ def _trees(canvas: Canvas, rng: Rng, ground: float, count: int, size: float) -> 
     for _ in range(count):
         x, s = float(rng.uniform(-5, 105)), size * float(rng.uniform(0.7, 1.3))
         green = mix((52, 96, 62), (176, 168, 70), float(rng.random()) * 0.8)
-        canvas.fill(
-            [
-                (x - s * 0.07, ground),
-                (x + s * 0.07, ground),
-                (x + s * 0.04, ground - s),
-                (x - s * 0.04, ground - s),
-            ],
-            (86, 64, 50),
-        )
+        canvas.fill(_tapered(x, ground - s, s * 0.04, ground, s * 0.07), (86, 64, 50))
         for i in range(6):
             dx, dy = rng.uniform(-0.42, 0.42) * s, rng.uniform(-0.4, 0.35) * s
             crown = oval(x + dx, ground - s * 1.15 + dy, s * 0.34, s * 0.3)
@@ -186,15 +176,8 @@ def _street(canvas: Canvas, rng: Rng, height: float) -> None:
             house.fill(rect(x + w * 0.7, ground - 16, x + w - 4, ground), (60, 70, 84))
             for i in range(9):
                 ax = x + 1 + (w - 2) * i / 9
-                house.fill(
-                    [
-                        (ax, ground - 24),
-                        (ax + (w - 2) / 9, ground - 24),
-                        (ax + (w - 2) / 9, ground - 17.5),
-                        (ax, ground - 17.5),
-                    ],
-                    shop if i % 2 else (244, 240, 232),
-                )
+                stripe = rect(ax, ground - 24, ax + (w - 2) / 9, ground - 17.5)
+                house.fill(stripe, shop if i % 2 else (244, 240, 232))
         x += w
     canvas.fill(rect(0, ground, 100, height), (150, 148, 146))
     for i in range(5):
@@ -319,10 +302,8 @@ def _office(canvas: Canvas, rng: Rng, height: float) -> None:
 
 def _beach(canvas: Canvas, rng: Rng, height: float) -> None:
     _sky(canvas, rng, height)
-    sea_top, sand_top = (
-        height * float(rng.uniform(0.42, 0.52)),
-        height * float(rng.uniform(0.62, 0.72)),
-    )
+    sea_top = height * float(rng.uniform(0.42, 0.52))
+    sand_top = height * float(rng.uniform(0.62, 0.72))
     sea = _any(rng, ((58, 132, 160), (86, 160, 168), (52, 98, 140)))
     canvas.fill(rect(0, sea_top, 100, height), sea)
     for i in range(9):
@@ -356,15 +337,7 @@ def _studio(canvas: Canvas, rng: Rng, height: float) -> None:
     if rng.random() < 0.45:
         x = float(rng.choice([12, 88]))
         canvas.fill(rect(x - 0.5, height * 0.2, x + 0.5, height), (40, 40, 46))
-        canvas.fill(
-            [
-                (x - 10, height * 0.06),
-                (x + 10, height * 0.06),
-                (x + 7, height * 0.22),
-                (x - 7, height * 0.22),
-            ],
-            (250, 248, 240),
-        )
+        canvas.fill(_tapered(x, height * 0.06, 10, height * 0.22, 7), (250, 248, 240))
 
 
 def _library(canvas: Canvas, rng: Rng, height: float) -> None:
@@ -395,17 +368,7 @@ def _subway(canvas: Canvas, rng: Rng, height: float) -> None:
     canvas.fill(rect(0, 0, 100, height * 0.1), lighter(wall, 0.5))
     seat = _any(rng, _VIVID)
     for x in (2, 36, 70):
-        canvas.fill(
-            blob(
-                [
-                    (x, height * 0.2),
-                    (x + 28, height * 0.2),
-                    (x + 28, height * 0.5),
-                    (x, height * 0.5),
-                ]
-            ),
-            (40, 46, 58),
-        )
+        canvas.fill(blob(rect(x, height * 0.2, x + 28, height * 0.5)), (40, 46, 58))
         canvas.fill(
             [
                 (x + 4, height * 0.5),

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 SHEET_PIXELS_PER_UNIT = 8
 _UNITS = 64
@@ -119,11 +119,6 @@ def _lace(x: Field, y: Field) -> Field:
     return np.maximum(flower, net)
 
 
-def _leather(x: Field, y: Field) -> Field:
-    ridge = 1 - np.abs(2 * _noise((1.4, 1.1), 8) - 1) * 6
-    return np.asarray(np.clip(ridge, 0, 1))
-
-
 def _gloss(x: Field, y: Field) -> Field:
     return np.clip((_noise((5, 1.6), 9) - 0.62) * 9, 0, 1)
 
@@ -178,7 +173,6 @@ _TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
     "herringbone": _herringbone,
     "houndstooth": _houndstooth,
     "lace": _lace,
-    "leather": _leather,
     "gloss": _gloss,
     "satin": _satin,
     "breton": _breton,
@@ -195,6 +189,7 @@ _TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
 def sheet(name: str) -> Image.Image:
     """Returns a large grey image of the texture, 255 where its colour shows fully."""
     axis = (np.arange(_SIZE) + 0.5) / SHEET_PIXELS_PER_UNIT
-    x, y = np.meshgrid(axis, axis)
-    tile = (255 * np.clip(_TEXTURES[name](x, y), 0, 1)).astype(np.uint8)
+    # A row and a column, so that a texture that changes in one direction only stays one line.
+    field = _TEXTURES[name](axis[None, :], axis[:, None])
+    tile = np.broadcast_to((255 * np.clip(field, 0, 1)).astype(np.uint8), (_SIZE, _SIZE))
     return Image.fromarray(np.tile(tile, (_REPEATS, _REPEATS)))

@@ -262,7 +262,6 @@ _WOMENS = {"minimal_dress", "asymmetric_top", "sports_bra", "bow_blouse", "lace_
            "pencil_skirt", "pleated_skirt", "heels", "gown", "leggings", "small_bag",
            "geometric_earrings", "collar_necklace", "pearls", "pearl_earrings"}  # fmt: skip
 _MENS = {"oxfords"}
-_NEED_SHIRT = {"pocket_square"}
 METALS: tuple[Colour, ...] = ((214, 176, 88), (204, 206, 212))
 
 

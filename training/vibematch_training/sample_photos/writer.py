@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from vibematch_training.sample_photos.photos import PhotoPlan, compose, plan_pho
 from vibematch_training.sample_photos.wardrobe import STYLES
 
 GENERATOR_VERSION = 1
-COLUMNS = ("filename", "user_id", "image_idx", "filepath", "split", "fashion_style", "shot_type",
-           "visual_quality", "physical_features", "caption")  # fmt: skip
 _SETTINGS_FILE = "sample.json"
 _PHOTOS_PER_USER = (1, 2, 3, 4)
 _PHOTOS_PER_USER_ODDS = (0.15, 0.35, 0.35, 0.15)
@@ -35,7 +33,7 @@ _LAYOUT, _IDENTITY, _PLAN, _DRAWING, _CAPTION = range(5)
 
 
 @dataclass(frozen=True)
-class _Photo:
+class Photo:
     """Which photo of the sample: enough to draw it anywhere, in any order."""
 
     seed: int
@@ -46,23 +44,27 @@ class _Photo:
 
     @property
     def user_id(self) -> str:
+        """The name of the user that the photo belongs to."""
         return f"user_{self.user:04d}"
 
     @property
     def filename(self) -> str:
+        """The name of the photo's file."""
         return f"{self.user_id}_{self.index}.jpg"
 
-    def rng(self, stream: int) -> np.random.Generator:
+    def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, stream, self.user, self.index])
 
     def plan(self) -> PhotoPlan:
+        """Decides who and what is in the photo."""
         person = draw_person(np.random.default_rng([self.seed, _IDENTITY, self.user]))
-        rng = self.rng(_PLAN)
+        rng = self._rng(_PLAN)
         odds = _QUALITY_ODDS[self.split]
         quality = str(rng.choice(list(odds), p=list(odds.values())))
         return plan_photo(rng, person, self.style, quality)
 
     def row(self) -> dict[str, str | int]:
+        """The photo's line of metadata.csv, by column."""
         plan = self.plan()
         return {
             "filename": self.filename,
@@ -74,11 +76,12 @@ class _Photo:
             "shot_type": plan.shot,
             "visual_quality": plan.quality,
             "physical_features": plan.person.features,
-            "caption": caption(plan, self.rng(_CAPTION)),
+            "caption": caption(plan, self._rng(_CAPTION)),
         }
 
     def draw(self) -> bytes:
-        plan, rng = self.plan(), self.rng(_DRAWING)
+        """Draws the photo and returns its JPEG bytes."""
+        plan, rng = self.plan(), self._rng(_DRAWING)
         scene, side = compose(plan, rng)
         return take(scene, plan.size, side, plan.quality, rng)
 
@@ -119,13 +122,12 @@ def write_sample_photos(
         "train_photos": train_photos,
         "validation_photos": validation_photos,
     })  # fmt: skip
-    photos = _lay_out(train_photos, validation_photos, seed)
+    photos = lay_out(train_photos, validation_photos, seed)
     missing = [photo for photo in photos if not (directory / photo.filename).exists()]
-    workers = min(processes or os.cpu_count() or 1, max(1, len(missing)))
-    bar = tqdm(total=len(photos), initial=len(photos) - len(missing), unit="photo",
-               desc="Drawing sample photos", disable=not progress)  # fmt: skip
-    with bar, _executor(workers) as pool:
-        for photo, content in zip(missing, _drawn(missing, pool), strict=True):
+    contents = _drawn(missing, min(processes or os.cpu_count() or 1, len(missing)))
+    with tqdm(total=len(photos), initial=len(photos) - len(missing), unit="photo",
+              desc="Drawing sample photos", disable=not progress) as bar:  # fmt: skip
+        for photo, content in zip(missing, contents, strict=True):
             _write_atomically(directory / photo.filename, content)
             bar.update()
     return _write_metadata(directory, photos)
@@ -163,7 +165,7 @@ def _claim(directory: Path, settings: dict[str, int]) -> None:
     _write_atomically(record, (json.dumps(settings, indent=2) + "\n").encode())
 
 
-def _lay_out(train: int, validation: int, seed: int) -> list[_Photo]:
+def lay_out(train: int, validation: int, seed: int) -> list[Photo]:
     """Deals photos to users: one style and one split per user, styles in equal shares."""
     rng = np.random.default_rng([seed, _LAYOUT])
     users = [
@@ -174,7 +176,7 @@ def _lay_out(train: int, validation: int, seed: int) -> list[_Photo]:
     ]
     order = rng.permutation(len(users))
     return [
-        _Photo(seed, number, index, split, style)
+        Photo(seed, number, index, split, style)
         for number, (split, style, count) in enumerate((users[i] for i in order), start=1)
         for index in range(count)
     ]
@@ -188,24 +190,23 @@ def _user_counts(rng: np.random.Generator, total: int) -> Iterator[int]:
         yield count
 
 
-def _executor(workers: int) -> ProcessPoolExecutor | nullcontext[None]:
-    return ProcessPoolExecutor(workers) if workers > 1 else nullcontext()
+def _drawn(photos: list[Photo], processes: int) -> Iterator[bytes]:
+    """Yields the bytes of each photo, in order."""
+    if processes <= 1:
+        yield from map(Photo.draw, photos)
+    else:
+        with ProcessPoolExecutor(processes) as pool:
+            yield from pool.map(Photo.draw, photos, chunksize=8)
 
 
-def _drawn(photos: list[_Photo], pool: Executor | None) -> Iterator[bytes]:
-    if pool is None:
-        return map(_Photo.draw, photos)
-    return pool.map(_Photo.draw, photos, chunksize=8)
-
-
-def _write_metadata(directory: Path, photos: list[_Photo]) -> Path:
+def _write_metadata(directory: Path, photos: list[Photo]) -> Path:
+    rows = [photo.row() for photo in photos]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     path = directory / "metadata.csv"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(photo.row() for photo in photos)
-    temporary.replace(path)
+    _write_atomically(path, text.getvalue().encode())
     return path
 
 

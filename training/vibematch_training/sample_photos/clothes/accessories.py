@@ -139,7 +139,7 @@ def draw_bag(canvas: Canvas, body: Body, bag: Garment) -> None:
             layer.fill([(x - 14, low), (x + 5, low), (x - 4, low + 8)], darker(bag.colour, 0.3))
             layer.oval(x - 4, low + 7, 1.3, 1.3, (216, 180, 96))
             layer.texture("gloss", lighter(bag.colour, 0.7), 0.5)
-    canvas.line(np.vstack([body_of_bag, body_of_bag[:1]]), 0.5, darker(bag.colour, 0.6))
+    canvas.outline(body_of_bag, 0.5, darker(bag.colour, 0.6))
 
 
 def draw_earrings(head: Canvas, body: Body, outfit: Outfit) -> None:

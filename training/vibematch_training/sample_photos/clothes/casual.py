@@ -21,13 +21,12 @@ from vibematch_training.sample_photos.clothes.tailoring import (
     collar_band,
     hem_band,
     inner_shadow,
+    jacket_fronts,
     panel_seams,
-    panels,
     torso,
     trunk_folds,
     wide_collar,
 )
-from vibematch_training.sample_photos.clothes.upper import OUTERS, TOPS
 from vibematch_training.sample_photos.figure import SIDES, Body
 from vibematch_training.sample_photos.wardrobe import Garment
 
@@ -37,9 +36,9 @@ def _tee(canvas: Canvas, body: Body, garment: Garment) -> None:
     with cloth(canvas, body, garment, torso(body, 1.4, 88, neck)) as layer:
         trunk_folds(layer, body, garment.colour)
         if garment.motif % 3 == 0:
-            layer.line(broken_line((4, 46), (11, 46), (11, 53), (7.5, 54.5), (4, 53), (4, 46)), 0.4,
-                       darker(garment.colour, 0.5), 0.8)  # fmt: skip
-    collar_band(canvas, body, garment, neck, 1.5)
+            pocket = broken_line((4, 46), (11, 46), (11, 53), (7.5, 54.5), (4, 53), (4, 46))
+            layer.line(pocket, 0.4, darker(garment.colour, 0.5), 0.8)
+    collar_band(canvas, garment, neck, 1.5)
 
 
 def _knit(canvas: Canvas, body: Body, garment: Garment) -> None:
@@ -47,7 +46,7 @@ def _knit(canvas: Canvas, body: Body, garment: Garment) -> None:
     with cloth(canvas, body, garment, torso(body, 2.4, 88, neck, drop=1.4)) as layer:
         trunk_folds(layer, body, garment.colour)
         hem_band(layer, 88, 5.5, garment)
-    collar_band(canvas, body, garment, neck, 2.8)
+    collar_band(canvas, garment, neck, 2.8)
 
 
 def _henley(canvas: Canvas, body: Body, garment: Garment) -> None:
@@ -58,25 +57,25 @@ def _henley(canvas: Canvas, body: Body, garment: Garment) -> None:
         for x in (-1.7, 1.7):
             layer.line([(x, 35), (x, 50)], 0.35, darker(garment.colour, 0.5))
         buttons(layer, 0, np.array([38.5, 43, 47.5]), lighter(garment.accent, 0.5))
-    collar_band(canvas, body, garment, neck, 1.7)
+    collar_band(canvas, garment, neck, 1.7)
 
 
 def _open_shirt(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (4.0, 6.5, 9.0)
-    panels = panels(body, 2.8, 92, gap)
+    panels = jacket_fronts(body, 2.8, 92, gap)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         panel_seams(layer, body, garment, gap, 92)
         for y in np.arange(46, 92, 8.0):
             layer.oval(8.6, y, 0.7, 0.7, lighter(garment.colour, 0.7))
-        layer.line(broken_line((-17, 47), (-10, 47), (-10, 55), (-13.5, 57), (-17, 55), (-17, 47)), 0.4,
-                   darker(garment.colour, 0.5))  # fmt: skip
+        pocket = broken_line((-17, 47), (-10, 47), (-10, 55), (-13.5, 57), (-17, 55), (-17, 47))
+        layer.line(pocket, 0.4, darker(garment.colour, 0.5))
     wide_collar(canvas, body, garment)
 
 
 def _cardigan(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (5.0, 4.0, 5.0)
-    panels = panels(body, 2.8, 90, gap)
+    panels = jacket_fronts(body, 2.8, 90, gap)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         trunk_folds(layer, body, garment.colour)

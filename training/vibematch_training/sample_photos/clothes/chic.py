@@ -18,15 +18,14 @@ from vibematch_training.sample_photos.clothes.tailoring import (
     Drawer,
     broken_line,
     buttons,
+    draw_lapels,
     inner_shadow,
+    jacket_fronts,
     panel_seams,
-    panels,
-    sharp_lapel,
     torso,
     trunk_folds,
     zipper,
 )
-from vibematch_training.sample_photos.clothes.upper import OUTERS, TOPS
 from vibematch_training.sample_photos.figure import SIDES, Body
 from vibematch_training.sample_photos.wardrobe import Garment
 
@@ -123,7 +122,7 @@ def _biker(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (3.0, 6.2, 5.4)
     colour = garment.colour
     shine = lighter(colour, 0.8)
-    panels = panels(body, 1.8, 82, gap)
+    panels = jacket_fronts(body, 1.8, 82, gap)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         panel_seams(layer, body, garment, gap, 82)
@@ -141,28 +140,10 @@ def _biker(canvas: Canvas, body: Body, garment: Garment) -> None:
         layer.line([(-34, 77.5), (34, 77.5)], 0.5, shine, 0.6)
         layer.fill(rect(7.4, 78.4, 11.2, 82.0), (206, 208, 214))
         layer.fill(rect(8.3, 79.3, 10.3, 81.1), darker(colour, 0.4))
+    lower = [(6.0, 28.5), (9.2, 31.5), (15.8, 38.6), (12.6, 44.6), (6.0, 57), (2.6, 40)]
+    upper = [(5.8, 26.2), (8.6, 27.2), (11.8, 33.2), (8.4, 36), (5.4, 31)]
+    draw_lapels(canvas, body, garment, lower, upper)
     for side in SIDES:
-        lapel = np.array(
-            [
-                (side * x, y)
-                for x, y in (
-                    (6.0, 28.5),
-                    (9.2, 31.5),
-                    (15.8, 38.6),
-                    (12.6, 44.6),
-                    (6.0, 57),
-                    (2.6, 40),
-                )
-            ]
-        )
-        sharp_lapel(canvas, body, garment, lapel, side)
-        upper = np.array(
-            [
-                (side * x, y)
-                for x, y in ((5.8, 26.2), (8.6, 27.2), (11.8, 33.2), (8.4, 36), (5.4, 31))
-            ]
-        )
-        sharp_lapel(canvas, body, garment, upper, side)
         canvas.oval(side * 13.0, 39.4, 0.75, 0.75, (220, 222, 228))
         canvas.oval(side * 7.0, 53.2, 0.75, 0.75, (220, 222, 228))
 
@@ -170,7 +151,7 @@ def _biker(canvas: Canvas, body: Body, garment: Garment) -> None:
 def _trench(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (3.4, 1.2, 2.0)
     colour = garment.colour
-    panels = panels(body, 3.6, 118, gap, 1.6)
+    panels = jacket_fronts(body, 3.6, 118, gap, 1.6)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         trunk_folds(layer, body, colour, 1.2)
@@ -200,28 +181,9 @@ def _trench(canvas: Canvas, body: Body, garment: Garment) -> None:
             1.0,
             darker(garment.accent, 0.3),
         )
-    for side in SIDES:
-        lapel = np.array(
-            [
-                (side * x, y)
-                for x, y in (
-                    (6.0, 28.5),
-                    (9.2, 31.5),
-                    (17.6, 40.0),
-                    (13.6, 46.5),
-                    (3.4, 62),
-                    (2.2, 42),
-                )
-            ]
-        )
-        sharp_lapel(canvas, body, garment, lapel, side)
-        upper = np.array(
-            [
-                (side * x, y)
-                for x, y in ((5.8, 25.6), (9.2, 26.6), (13.6, 34.6), (8.6, 37.6), (5.2, 31))
-            ]
-        )
-        sharp_lapel(canvas, body, garment, upper, side)
+    lower = [(6.0, 28.5), (9.2, 31.5), (17.6, 40.0), (13.6, 46.5), (3.4, 62), (2.2, 42)]
+    upper = [(5.8, 25.6), (9.2, 26.6), (13.6, 34.6), (8.6, 37.6), (5.2, 31)]
+    draw_lapels(canvas, body, garment, lower, upper)
 
 
 TOPS: dict[str, Drawer] = {

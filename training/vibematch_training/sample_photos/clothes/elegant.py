@@ -12,6 +12,7 @@ from vibematch_training.sample_photos.canvas import (
     darker,
     lighter,
     mirrored,
+    on_side,
     ribbon,
     shift,
     smooth,
@@ -20,13 +21,12 @@ from vibematch_training.sample_photos.clothes.cloth import cloth, fold
 from vibematch_training.sample_photos.clothes.tailoring import (
     Drawer,
     buttons,
+    draw_lapels,
     inner_shadow,
-    panels,
-    sharp_lapel,
+    jacket_fronts,
     torso,
     trunk_folds,
 )
-from vibematch_training.sample_photos.clothes.upper import OUTERS, TOPS
 from vibematch_training.sample_photos.figure import SIDES, Body
 from vibematch_training.sample_photos.wardrobe import Garment
 
@@ -49,19 +49,13 @@ def _dress_shirt(canvas: Canvas, body: Body, garment: Garment) -> None:
     _shirt_collar(canvas, shirt)
 
 
-def _shirt_collar(canvas: Canvas, shirt: Colour, spread: float = 1.0) -> None:
+def _shirt_collar(canvas: Canvas, shirt: Colour) -> None:
     for side in SIDES:
-        collar = [
-            (side * 6.0, 26.6),
-            (side * 7.4, 30.8),
-            (side * 5.6 * spread, 37.6),
-            (side * 0.5, 33.2),
-            (side * 3.2, 30.0),
-        ]
-        canvas.fill(shift(np.array(collar), 0.3, 0.7), darker(shirt, 0.6), 0.4)
+        collar = on_side(side, [(6.0, 26.6), (7.4, 30.8), (5.6, 37.6), (0.5, 33.2), (3.2, 30.0)])
+        canvas.fill(shift(collar, 0.3, 0.7), darker(shirt, 0.6), 0.4)
         canvas.fill(collar, lighter(shirt, 0.25))
-        canvas.line([*collar[1:4]], 0.4, darker(shirt, 0.5), 0.8)
-        canvas.line(np.array([collar[0], collar[4], collar[3]]), 0.4, darker(shirt, 0.5), 0.8)
+        canvas.line(collar[1:4], 0.4, darker(shirt, 0.5), 0.8)
+        canvas.line(collar[[0, 4, 3]], 0.4, darker(shirt, 0.5), 0.8)
 
 
 def _tie(canvas: Canvas, body: Body, garment: Garment) -> None:
@@ -81,8 +75,11 @@ def _tie(canvas: Canvas, body: Body, garment: Garment) -> None:
 
 def _bow_tie(canvas: Canvas, colour: Colour) -> None:
     for side in SIDES:
-        wing = blob([(side * 0.6, 34.2), (side * 4.2, 31.4), (side * 6.6, 31.8), (side * 6.8, 37.2),
-                     (side * 4.2, 37.4), (side * 0.6, 35.4)])  # fmt: skip
+        wing = blob(
+            on_side(
+                side, [(0.6, 34.2), (4.2, 31.4), (6.6, 31.8), (6.8, 37.2), (4.2, 37.4), (0.6, 35.4)]
+            )
+        )
         canvas.fill(shift(wing, 0.3, 0.7), (20, 16, 30), 0.35)
         canvas.fill(wing, colour)
         canvas.curve(
@@ -104,32 +101,13 @@ def _bow_blouse(canvas: Canvas, body: Body, garment: Garment) -> None:
         for x in (-11, -7.5, -4, 4, 7.5, 11):
             fold(layer, [(x, 38), (x * 1.1, 52), (x * 0.8, 66)], 0.9, colour, 0.5)
         buttons(layer, 0, np.arange(50, 88, 6.0), (238, 232, 222), 0.7)
-    with cloth(
-        canvas,
-        body,
-        garment,
-        ribbon(smooth([(-7, 28.5), (-6, 31.5), (0, 34), (6, 31.5), (7, 28.5)]), 3.2),
-    ):
+    band = ribbon(smooth([(-7, 28.5), (-6, 31.5), (0, 34), (6, 31.5), (7, 28.5)]), 3.2)
+    with cloth(canvas, body, garment, band):
         pass
     for side in SIDES:
-        tail = np.array(
-            [
-                (side * 0.4, 35.5),
-                (side * 3.2, 35.5),
-                (side * 7.4, 55),
-                (side * 5, 53.4),
-                (side * 2.6, 56),
-            ]
-        )
+        tail = on_side(side, [(0.4, 35.5), (3.2, 35.5), (7.4, 55), (5, 53.4), (2.6, 56)])
         loop = blob(
-            [
-                (side * 0.8, 35),
-                (side * 5, 30.8),
-                (side * 10, 31.8),
-                (side * 10.4, 38.4),
-                (side * 5, 39.6),
-                (side * 0.8, 36.6),
-            ]
+            on_side(side, [(0.8, 35), (5, 30.8), (10, 31.8), (10.4, 38.4), (5, 39.6), (0.8, 36.6)])
         )
         for shape in (tail, loop):
             canvas.fill(shift(shape, 0.4, 0.9), (20, 16, 30), 0.3)
@@ -187,7 +165,7 @@ def _lace_dress(canvas: Canvas, body: Body, garment: Garment) -> None:
 def _suit(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (4.4, 4.6, 0.4)
     colour = garment.colour
-    panels = panels(body, 1.8, 95, gap)
+    panels = jacket_fronts(body, 1.8, 95, gap)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         trunk_folds(layer, body, colour)
@@ -204,28 +182,9 @@ def _suit(canvas: Canvas, body: Body, garment: Garment) -> None:
         buttons(layer, 0.9, np.array([71.0, 79.5]), darker(garment.accent, 0.3), 1.1)
     velvet = Garment(garment.kind, "", darker(garment.accent, 0.35), "", garment.accent)
     cloth_of = velvet if garment.motif % 4 == 0 else garment
-    for side in SIDES:
-        lapel = np.array(
-            [
-                (side * x, y)
-                for x, y in (
-                    (6.2, 28.6),
-                    (9.0, 32.6),
-                    (14.4, 41.4),
-                    (12.2, 47.4),
-                    (1.0, 69.5),
-                    (3.6, 44),
-                )
-            ]
-        )
-        sharp_lapel(canvas, body, cloth_of, lapel, side)
-        upper = np.array(
-            [
-                (side * x, y)
-                for x, y in ((6.0, 27), (8.6, 28.4), (11.8, 36.2), (8.4, 39.8), (5.6, 32))
-            ]
-        )
-        sharp_lapel(canvas, body, cloth_of, upper, side)
+    lower = [(6.2, 28.6), (9.0, 32.6), (14.4, 41.4), (12.2, 47.4), (1.0, 69.5), (3.6, 44)]
+    upper = [(6.0, 27), (8.6, 28.4), (11.8, 36.2), (8.4, 39.8), (5.6, 32)]
+    draw_lapels(canvas, body, cloth_of, lower, upper)
 
 
 def _waistcoat(canvas: Canvas, body: Body, garment: Garment) -> None:

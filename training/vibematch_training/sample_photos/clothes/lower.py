@@ -111,7 +111,7 @@ def _cargo_pockets(layer: Canvas, body: Body, garment: Garment) -> None:
         layer.fill(shift(pocket, 0.5, 1), darker(garment.colour, 0.7), 0.4)
         layer.fill(pocket, lighter(garment.colour, 0.07))
         layer.fill(rect(x - 5.4, y - 1, x + 5.4, y + 4.2), darker(garment.colour, 0.14))
-        layer.line(np.vstack([pocket, pocket[:1]]), 0.5, darker(garment.colour, 0.65))
+        layer.outline(pocket, 0.5, darker(garment.colour, 0.65))
         layer.line([(x, y + 4), (x, y + 14)], 0.8, darker(garment.colour, 0.4))
         layer.line([(x - 5.4, y + 4.2), (x + 5.4, y + 4.2)], 0.5, darker(garment.colour, 0.7))
         layer.oval(x, y + 2, 0.7, 0.7, lighter(garment.colour, 0.5))

@@ -9,7 +9,7 @@ from vibematch_training.sample_photos.wardrobe import Garment
 
 
 def draw_print(layer: Canvas, garment: Garment) -> None:
-    """Draws a big graphic around the origin: geometric, sunset, bolt, waves, letters or flames."""
+    """Draws a big graphic around the origin; the garment's motif says which."""
     first = trim_colour(garment)
     second = mix(garment.accent, (250, 120, 60), 0.35)
     _PRINTS[garment.motif % len(_PRINTS)](layer, first, second)
@@ -32,35 +32,23 @@ def _print_bolt(layer: Canvas, first: Colour, second: Colour) -> None:
 def _print_letters(layer: Canvas, first: Colour, second: Colour) -> None:
     """Draws rows of blocky letter-like strokes."""
     for row, (y, count) in enumerate(((-8, 4), (0, 5))):
-        width = 22 / count
         for i in range(count):
-            x = -11 + i * width
             colour = first if (i + row) % 3 else second
-            layer.line(broken_line((x + 1, y), (x + 1, y + 6.2), steps=2), 1.7, colour)
-            shape = (i * 7 + row * 3) % 4
-            if shape != 1:
-                layer.line(
-                    broken_line((x + 0.4, y + 0.5), (x + width - 0.9, y + 0.5), steps=2),
-                    1.6,
-                    colour,
-                )
-            if shape != 0:
-                layer.line(
-                    broken_line((x + 0.4, y + 5.8), (x + width - 0.9, y + 5.8), steps=2),
-                    1.6,
-                    colour,
-                )
-            if shape in (0, 3):
-                layer.line(
-                    broken_line((x + 0.4, y + 3), (x + width - 1.2, y + 3), steps=2), 1.5, colour
-                )
-            if shape in (1, 2):
-                layer.line(
-                    broken_line((x + width - 1.4, y), (x + width - 1.4, y + 6), steps=2),
-                    1.5,
-                    colour,
-                )
+            letter = layer.moved(-11 + i * 22 / count, y)
+            _letter(letter, 22 / count, (i * 7 + row * 3) % 4, colour)
     layer.fill(rect(-11, 8, 11, 9.6), second)
+
+
+def _letter(layer: Canvas, width: float, shape: int, colour: Colour) -> None:
+    layer.line(broken_line((1, 0), (1, 6.2), steps=2), 1.7, colour)
+    if shape != 1:
+        layer.line(broken_line((0.4, 0.5), (width - 0.9, 0.5), steps=2), 1.6, colour)
+    if shape != 0:
+        layer.line(broken_line((0.4, 5.8), (width - 0.9, 5.8), steps=2), 1.6, colour)
+    if shape in (0, 3):
+        layer.line(broken_line((0.4, 3), (width - 1.2, 3), steps=2), 1.5, colour)
+    if shape in (1, 2):
+        layer.line(broken_line((width - 1.4, 0), (width - 1.4, 6), steps=2), 1.5, colour)
 
 
 def _print_waves(layer: Canvas, first: Colour, second: Colour) -> None:

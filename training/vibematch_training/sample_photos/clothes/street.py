@@ -10,6 +10,7 @@ from vibematch_training.sample_photos.canvas import (
     contrast,
     darker,
     lighter,
+    on_side,
     ribbon,
     shift,
     smooth,
@@ -24,14 +25,13 @@ from vibematch_training.sample_photos.clothes.tailoring import (
     collar_band,
     hem_band,
     inner_shadow,
+    jacket_fronts,
     panel_seams,
-    panels,
     torso,
     trunk_folds,
     wide_collar,
     zipper,
 )
-from vibematch_training.sample_photos.clothes.upper import OUTERS, TOPS
 from vibematch_training.sample_photos.figure import SIDES, Body
 from vibematch_training.sample_photos.wardrobe import Garment
 
@@ -43,7 +43,7 @@ def _hoodie(canvas: Canvas, body: Body, garment: Garment) -> None:
         draw_print(layer.moved(0, 53.5), garment)
         pocket = symmetric([(-8, 70), (-14, 83), (-14, 86), (-14, 87)])
         layer.fill(pocket, darker(colour, 0.1))
-        layer.line(np.vstack([pocket, pocket[:1]]), 0.6, darker(colour, 0.6))
+        layer.outline(pocket, 0.6, darker(colour, 0.6))
         stitch(layer, smooth([(-7.2, 71), (-12.8, 83)]), contrast(colour, 0.5))
         stitch(layer, smooth([(7.2, 71), (12.8, 83)]), contrast(colour, 0.5))
         hem_band(layer, 91, 4.5, garment)
@@ -54,10 +54,10 @@ def _hood(canvas: Canvas, body: Body, garment: Garment) -> None:
     """Draws the gathered hood around the neck, with drawstrings."""
     colour = garment.colour
     for side in SIDES:
-        fold = blob(
-            [
-                (side * x, y)
-                for x, y in (
+        half = blob(
+            on_side(
+                side,
+                [
                     (6, 24.5),
                     (10, 26),
                     (13.6, 30.5),
@@ -67,15 +67,15 @@ def _hood(canvas: Canvas, body: Body, garment: Garment) -> None:
                     (0.4, 39),
                     (4.5, 33),
                     (5.2, 28),
-                )
-            ]
+                ],
+            )
         )
-        with cloth(canvas, body, garment, fold) as layer:
+        with cloth(canvas, body, garment, half) as layer:
             layer.curve([(side * 6.3, 26), (side * 7, 32), (side * 1.5, 40)], (0.6, 1.8, 0.5),
                         darker(colour, 0.7), 0.5)  # fmt: skip
             layer.curve([(side * 11, 28), (side * 10.5, 33), (side * 4, 39)], (0.3, 0.9, 0.3),
                         lighter(colour, 0.6), 0.3)  # fmt: skip
-        canvas.line(np.vstack([fold, fold[:1]]), 0.4, darker(colour, 0.65), 0.8)
+        canvas.outline(half, 0.4, darker(colour, 0.65), 0.8)
     string = trim_colour(garment)
     for side in SIDES:
         canvas.oval(side * 3.2, 39.5, 0.75, 0.75, (190, 190, 196))
@@ -88,12 +88,12 @@ def _graphic_tee(canvas: Canvas, body: Body, garment: Garment) -> None:
     with cloth(canvas, body, garment, torso(body, 4.0, 92, neck, drop=2.4)) as layer:
         trunk_folds(layer, body, garment.colour, 1.4)
         draw_print(layer.moved(0, 55), garment)
-    collar_band(canvas, body, garment, neck, 2.0)
+    collar_band(canvas, garment, neck, 2.0)
 
 
 def _bomber(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (5.0, 6.5, 6.5)
-    panels = panels(body, 5.0, 84, gap, 2.2)
+    panels = jacket_fronts(body, 5.0, 84, gap, 2.2)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         panel_seams(layer, body, garment, gap, 84)
@@ -114,25 +114,18 @@ def _rib_collar(canvas: Canvas, garment: Garment) -> None:
         with canvas.clipped(band) as layer:
             layer.flood(darker(garment.accent, 0.1))
             layer.texture("rib", contrast(garment.accent, 0.45), 0.9, 0.8, 70 * side)
-        canvas.line(np.vstack([band, band[:1]]), 0.35, darker(garment.colour, 0.7), 0.8)
+        canvas.outline(band, 0.35, darker(garment.colour, 0.7), 0.8)
 
 
 def _overshirt(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (4.4, 7.0, 9.0)
-    panels = panels(body, 5.2, 95, gap, 2.2)
+    panels = jacket_fronts(body, 5.2, 95, gap, 2.2)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         panel_seams(layer, body, garment, gap, 95)
         for side in SIDES:
-            pocket = broken_line(
-                (side * 10, 48),
-                (side * 18, 48),
-                (side * 18, 57),
-                (side * 14, 58.6),
-                (side * 10, 57),
-                (side * 10, 48),
-                steps=4,
-            )
+            corners = [(10, 48), (18, 48), (18, 57), (14, 58.6), (10, 57), (10, 48)]
+            pocket = broken_line(*on_side(side, corners), steps=4)
             layer.line(pocket, 0.6, darker(garment.colour, 0.65))
             layer.line([(side * 10, 51), (side * 18, 51)], 0.5, darker(garment.colour, 0.65))
     wide_collar(canvas, body, garment)
@@ -141,7 +134,7 @@ def _overshirt(canvas: Canvas, body: Body, garment: Garment) -> None:
 def _denim_jacket(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (4.6, 6.8, 7.5)
     thread = (214, 158, 84)
-    panels = panels(body, 3.8, 83, gap, 1.8)
+    panels = jacket_fronts(body, 3.8, 83, gap, 1.8)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         panel_seams(layer, body, garment, gap, 83)
@@ -154,28 +147,9 @@ def _denim_jacket(canvas: Canvas, body: Body, garment: Garment) -> None:
             ):
                 layer.line(seam, 0.9, darker(garment.colour, 0.4), 0.6)
                 stitch(layer, shift(seam, 0.6, 0.6), thread, 0.4)
-            layer.fill(
-                [
-                    (side * 9.6, 47),
-                    (side * 17, 47),
-                    (side * 17, 50),
-                    (side * 13.3, 52),
-                    (side * 9.6, 50),
-                ],
-                lighter(garment.colour, 0.12),
-            )
-            layer.line(
-                broken_line(
-                    (side * 9.6, 47),
-                    (side * 9.6, 50),
-                    (side * 13.3, 52),
-                    (side * 17, 50),
-                    (side * 17, 47),
-                    steps=3,
-                ),
-                0.45,
-                thread,
-            )
+            flap = on_side(side, [(9.6, 47), (9.6, 50), (13.3, 52), (17, 50), (17, 47)])
+            layer.fill(flap, lighter(garment.colour, 0.12))
+            layer.line(broken_line(*flap, steps=3), 0.45, thread)
             layer.oval(side * 13.3, 50.2, 0.8, 0.8, (196, 150, 90))
         buttons(layer, 8.0, np.arange(44, 82, 7.5), (196, 150, 90), 0.9)
     wide_collar(canvas, body, garment)
@@ -183,7 +157,7 @@ def _denim_jacket(canvas: Canvas, body: Body, garment: Garment) -> None:
 
 def _puffer(canvas: Canvas, body: Body, garment: Garment) -> None:
     gap = (4.6, 5.2, 5.2)
-    panels = panels(body, 6.4, 86, gap, 3.2)
+    panels = jacket_fronts(body, 6.4, 86, gap, 3.2)
     inner_shadow(canvas, panels)
     with cloth(canvas, body, garment, *panels) as layer:
         for i, y in enumerate(np.arange(33, 92, 7.2)):
@@ -204,10 +178,7 @@ def _puffer(canvas: Canvas, body: Body, garment: Garment) -> None:
             zipper(layer, broken_line((side * 5.2, 34), (side * 5.4, 86), steps=24), (60, 60, 66))
     for side in SIDES:
         collar = blob(
-            [
-                (side * x, y)
-                for x, y in ((6.2, 24), (10.4, 25), (11.4, 31), (9, 37), (5, 40), (5.4, 32))
-            ]
+            on_side(side, [(6.2, 24), (10.4, 25), (11.4, 31), (9, 37), (5, 40), (5.4, 32)])
         )
         with cloth(canvas, body, garment, collar) as layer:
             layer.curve(
@@ -216,7 +187,7 @@ def _puffer(canvas: Canvas, body: Body, garment: Garment) -> None:
                 darker(garment.colour, 0.7),
                 0.7,
             )
-        canvas.line(np.vstack([collar, collar[:1]]), 0.4, darker(garment.colour, 0.7), 0.8)
+        canvas.outline(collar, 0.4, darker(garment.colour, 0.7), 0.8)
 
 
 TOPS: dict[str, Drawer] = {"hoodie": _hoodie, "graphic_tee": _graphic_tee}
