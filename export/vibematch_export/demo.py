@@ -69,6 +69,8 @@ def demo(out: Path, *, photos: Path | None = None) -> None:
         with timer.stage(f"encode and index {len(people)} photos"):
             _add(engine, people)
         users = sorted({photo.user_id for photo in people if photo.user_id in engine})
+        if len(users) < 2:
+            raise InputError(f"only {len(users)} of the {len(people)} photos can be used")
         with timer.stage(f"match {len(users)} people"):
             matches = {user: engine.search(user, TOP_K) for user in users}
         cards = {user: _card(user, engine) for user in users}
