@@ -41,9 +41,10 @@ def _add_export(commands: Commands) -> None:
 def _run_export(args: argparse.Namespace) -> None:
     from vibematch.manifest import Manifest
     from vibematch_export.export import export
-    from vibematch_export.repository import write_repository
+    from vibematch_export.repository import require_replaceable, write_repository
     from vibematch_training.run import parse_size
 
+    require_replaceable(args.repository)
     size = parse_size(args.size) if args.size else None
     model = export(args.run_directory, size=size, photos=args.photos)
     write_repository(args.repository, model)

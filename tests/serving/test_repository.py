@@ -55,7 +55,8 @@ def test_queues_are_bounded_and_every_batch_fits() -> None:
     assert [sample.batch_size for sample in configs[EMBED].model_warmup] == [1, 8]
 
 
-def test_repository_is_complete(repository: Path, exported: Path) -> None:
+def test_repository_is_complete(exported: Path, tmp_path: Path) -> None:
+    repository = write_repository(tmp_path / "repository", exported)
     assert _files(repository) == {
         f"{PREPROCESS}/config.pbtxt",
         f"{PREPROCESS}/1/model.py",
