@@ -41,5 +41,5 @@ format: $(STAMP)  ## Format and fix what can be fixed
 lock: $(STAMP)  ## Rewrite constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
-clean:  ## Remove everything generated
-	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove what is generated; trained runs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

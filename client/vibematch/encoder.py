@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vibematch.errors import (
     BadVectorError,
@@ -61,6 +61,8 @@ _CHANNEL_OPTIONS: Final = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.service_config", json.dumps(_RETRIES)),
+    # a request above this size is never asked again; by default not even a phone's photo fits
+    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
 ]
 
 
@@ -124,7 +126,8 @@ def photo_name(index: int, photo: PhotoLike) -> str:
 
 
 def _as_png(image: Image.Image) -> bytes:
-    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "I;16"}:
+    image = ImageOps.exif_transpose(image)  # as the bytes of the file would be turned
+    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "I", "I;16"}:
         image = image.convert("RGB")  # PNG has no CMYK, YCbCr, HSV, ...
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from vibematch.encoder import PhotoEncoder, PhotoLike, photo_name, read_photo, refuse_single
 from vibematch.errors import (
+    BadVectorError,
     InputError,
     PhotoError,
-    ServerTimeoutError,
-    ServerUnavailableError,
+    ServerError,
     StoreError,
     UnknownUserError,
     VibematchError,
@@ -76,10 +76,15 @@ class _Source(NamedTuple):
 
     @property
     def path(self) -> str | None:
-        """Where the photo lies, if it is a file."""
-        if isinstance(self.photo, str | os.PathLike):
-            return str(Path(self.photo).absolute())
-        return None
+        """Where the photo lies, if it is a file whose name can be stored as text."""
+        if not isinstance(self.photo, str | os.PathLike):
+            return None
+        path = str(Path(self.photo).absolute())
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            return None
+        return path
 
 
 class _Encoded(NamedTuple):
@@ -87,7 +92,8 @@ class _Encoded(NamedTuple):
     photo: StoredPhoto
 
 
-_Attributes: TypeAlias = Mapping[str, Mapping[str, Value]]
+_Attributes: TypeAlias = Mapping[str, Mapping[str, Value | None]]
+"""User → attribute → new value; ``None`` takes the attribute away."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +235,9 @@ class MatchingEngine:
         """Add the photos of many users, as :func:`vibematch.photos.read_photos` lists them.
 
         Generated photos are skipped. Label columns that are the same on all of a user's photos
-        become the user's attributes. Progress is committed every few seconds, and photos already
-        in the index are not sent again: interrupt it at will and run it again.
+        become the user's attributes; other attributes the user has are kept. Progress is committed
+        every few seconds, and photos already in the index are not sent again: interrupt it at will
+        and run it again.
 
         Args:
             photos: photo files with their users and labels.
@@ -240,16 +247,24 @@ class MatchingEngine:
             How many photos were added or known, and which were rejected.
 
         Raises:
-            InputError: a user id or label cannot be stored; nothing was stored.
+            InputError: a label cannot be stored; nothing was stored.
             ServerError: the server stopped answering; what was committed stays.
             StoreError: the index cannot be written; what was committed stays.
         """
-        people = [photo for photo in photos if not photo.generated]
-        attributes = _attributes_of(people)
-        for user_id in {photo.user_id for photo in people}:
-            _check_user_id(user_id)
-            check_attributes(attributes.get(user_id, {}))
         result = Added()
+        people = []
+        for photo in photos:
+            if photo.generated:
+                continue
+            try:
+                _check_user_id(photo.user_id)
+            except InputError as error:  # one odd file name must not cost a whole folder
+                result.rejected.append(Rejected(str(photo.path), str(error)))
+            else:
+                people.append(photo)
+        attributes = _attributes_of(people)
+        for given in attributes.values():
+            check_attributes({name: label for name, label in given.items() if label is not None})
         batch: list[_Encoded] = []
         committed_s = time.monotonic()
         for encoded in self._encode_new(_sources(people, on_progress), result):
@@ -258,9 +273,10 @@ class MatchingEngine:
                 self._commit(batch, attributes, result)
                 batch, committed_s = [], time.monotonic()
         self._commit(batch, attributes, result)
+        current = {user_id: self._labelled(user_id, attributes) for user_id in attributes}
         self._store.write(
             Profile(user_id, (), labels)
-            for user_id, labels in attributes.items()
+            for user_id, labels in current.items()
             if self._store.attributes(user_id) not in (None, labels)
         )
         return result
@@ -496,7 +512,7 @@ class MatchingEngine:
 
         for vector in self._require_encoder().encode_each(unknown()):
             source, digest = sent.popleft()
-            if isinstance(vector, ServerUnavailableError | ServerTimeoutError):
+            if isinstance(vector, ServerError) and not isinstance(vector, BadVectorError):
                 raise vector  # says nothing about the photo: it can be tried again later
             if isinstance(vector, VibematchError):
                 result.rejected.append(Rejected(source.name, str(vector)))
@@ -512,10 +528,17 @@ class MatchingEngine:
         for user_id, photo in batch:
             photos.setdefault(user_id, []).append(photo)
         added = self._store.write(
-            Profile(user_id, some, attributes.get(user_id)) for user_id, some in photos.items()
+            Profile(user_id, some, self._labelled(user_id, attributes))
+            for user_id, some in photos.items()
         )
         result.added += added
         result.known += len(batch) - added
+
+    def _labelled(self, user_id: str, attributes: _Attributes) -> dict[str, Value]:
+        """A user's stored attributes, updated by the labels of the photos at hand."""
+        stored = self._store.attributes(user_id) or {}
+        merged: dict[str, Value | None] = {**stored, **attributes.get(user_id, {})}
+        return {name: value for name, value in merged.items() if value is not None}
 
     def _require_same_model(self) -> None:
         """Ask the encoder again, as its server may have changed models since the last time."""
@@ -538,17 +561,25 @@ def _check_user_id(user_id: object) -> None:
         raise InputError(f"a user id must be printable text, got {user_id!r}")
 
 
-def _attributes_of(photos: Iterable[Photo]) -> dict[str, dict[str, Value]]:
-    """User → the labels on which all of the user's photos agree; users without any left out."""
-    common: dict[str, dict[str, str]] = {}
+def _attributes_of(photos: Iterable[Photo]) -> dict[str, dict[str, Value | None]]:
+    """User → label → its value if all of the user's photos agree on it, otherwise ``None``."""
+    values: dict[str, dict[str, set[str | None]]] = {}
+    photos = list(photos)
     for photo in photos:
-        labels = common.setdefault(photo.user_id, dict(photo.labels))
-        common[photo.user_id] = dict(labels.items() & photo.labels.items())
+        for name in photo.labels:
+            values.setdefault(photo.user_id, {}).setdefault(name, set())
+    for photo in photos:
+        for name, seen in values.get(photo.user_id, {}).items():
+            seen.add(photo.labels.get(name))
     return {
-        user_id: {name: value_from_text(text) for name, text in sorted(labels.items())}
-        for user_id, labels in common.items()
-        if labels
+        user_id: {name: _agreed(labels[name]) for name in sorted(labels)}
+        for user_id, labels in values.items()
     }
+
+
+def _agreed(values: set[str | None]) -> Value | None:
+    (value,) = values if len(values) == 1 else (None,)
+    return None if value is None else value_from_text(value)
 
 
 def _unit_rows(vectors: object, dim: int) -> Vector:

@@ -33,6 +33,7 @@ def serve(
         ManifestError: the repository carries no usable manifest.
         ServerError: the server could not start, or ended by itself.
     """
+    repository = repository.resolve()
     log_path = repository.with_name(f"{repository.name}.log")
     server = TritonServer(
         repository,

@@ -15,6 +15,7 @@ from vibematch.errors import (
     InputError,
     ModelMismatchError,
     PhotoError,
+    ServerError,
     ServerUnavailableError,
     StoreError,
     StoreLockedError,
@@ -239,15 +240,43 @@ def test_add_photos_updates_labels_without_encoding(
     encoder.encoded.clear()
     changed = [Photo(photo.path, photo.user_id, photo.image_idx, {"x": "1"}) for photo in folder]
     assert engine.add_photos(changed).known == 6
-    assert (engine.attributes("ben"), encoder.encoded) == ({"x": 1}, [])
+    assert engine.attributes("ben")["x"] == 1
+    assert encoder.encoded == []
 
 
-def test_add_photos_checks_all_users_first(
-    engine: MatchingEngine, folder: list[Photo], encoder: Any
+def test_add_photos_keeps_attributes_it_knows_nothing_of(
+    engine: MatchingEngine, folder: list[Photo]
 ) -> None:
-    with pytest.raises(InputError, match="user id must be printable text"):
-        engine.add_photos([*folder, Photo(folder[0].path, "a\nb", 0)])
-    assert (len(engine), encoder.encoded) == (0, [])
+    own = [photo for photo in folder if photo.user_id == "ben"]
+    one = Photo(own[0].path, "ben", 0, {"style": "chic", "caption": "first"})
+    two = Photo(folder[0].path, "ben", 1, {"style": "chic", "caption": "second"})
+    engine.add_photos([one])
+    engine.add("ben", attributes={"gender": "M", "age": 30, "caption": "first", "style": "chic"})
+    engine.add_photos([one, two])  # the captions differ now, so the user has none
+    assert engine.attributes("ben") == {"gender": "M", "age": 30, "style": "chic"}
+
+
+def test_a_name_that_cannot_be_an_id_is_rejected_alone(
+    engine: MatchingEngine, folder: list[Photo]
+) -> None:
+    engine.add_photos([])
+    added = engine.add_photos([*folder, Photo(folder[0].path, "4.05\u202fPM", 0)])
+    assert added.added == 6
+    assert [photo for photo, _ in added.rejected] == [str(folder[0].path)]
+    assert "user id must be printable text" in added.rejected[0].reason
+
+
+def test_a_server_that_fails_is_not_taken_for_bad_photos(
+    engine: MatchingEngine, folder: list[Photo], encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(photos: Any) -> Any:
+        for _ in photos:
+            yield ServerError("INTERNAL: the model is gone")
+
+    monkeypatch.setattr(encoder, "encode_each", failing)
+    with pytest.raises(ServerError, match="the model is gone"):
+        engine.add_photos(folder)
+    assert len(engine) == 0
 
 
 # --- models

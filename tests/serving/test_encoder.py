@@ -6,12 +6,15 @@ import io
 import itertools
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from tritonclient.grpc import service_pb2
 
 from vibematch import Encoder, MatchingEngine
 from vibematch.errors import (
@@ -23,6 +26,9 @@ from vibematch.errors import (
     ServerUnavailableError,
 )
 from vibematch.manifest import Manifest
+from vibematch.preprocess import Preprocessing, preprocess
+
+CANVAS = Preprocessing(height=64, width=96)
 
 
 @pytest.fixture
@@ -54,6 +60,69 @@ def test_bytes_paths_and_images_agree(encoder: Encoder, tmp_path: Path) -> None:
     path.write_bytes(file.getvalue())
     vectors = encoder.encode([file.getvalue(), path, str(path), image])
     assert np.allclose(vectors, vectors[0], atol=1e-6)
+
+
+def test_an_opened_photo_is_turned_upright_like_its_file(encoder: Encoder) -> None:
+    # a checkerboard would look the same on its side; this has a dark half
+    pixels = np.full((60, 90, 3), 220, np.uint8)
+    pixels[:, :40] = (30, 60, 120)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    turned, plain = Image.open(file), Image.fromarray(pixels)
+    from_file, from_image = encoder.encode([file.getvalue(), turned])
+    assert np.allclose(from_file, from_image, atol=1e-6)
+    assert preprocess(file.getvalue(), CANVAS).tobytes() != _pixels_of(plain).tobytes()
+
+
+def _pixels_of(image: Image.Image) -> np.ndarray:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return preprocess(file.getvalue(), CANVAS)
+
+
+def test_a_photo_of_any_size_is_asked_for_again(manifest_text: str) -> None:
+    """A server that is always busy counts how often a phone's photo comes."""
+    calls: list[int] = []
+
+    def config(request: Any, context: Any) -> Any:
+        response = service_pb2.ModelConfigResponse()
+        response.config.parameters["manifest"].string_value = manifest_text
+        return response
+
+    def busy(request: Any, context: Any) -> Any:
+        calls.append(len(request.raw_input_contents[0]))
+        context.abort(grpc.StatusCode.UNAVAILABLE, "the queue is full")
+
+    handlers = {
+        "ModelConfig": grpc.unary_unary_rpc_method_handler(
+            config,
+            service_pb2.ModelConfigRequest.FromString,
+            service_pb2.ModelConfigResponse.SerializeToString,
+        ),
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(
+            busy,
+            service_pb2.ModelInferRequest.FromString,
+            service_pb2.ModelInferResponse.SerializeToString,
+        ),
+    }
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
+    service = "inference.GRPCInferenceService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Encoder(f"127.0.0.1:{port}") as encoder, pytest.raises(ServerUnavailableError):
+            encoder.encode([bytes(3_000_000)])
+    finally:
+        server.stop(None)
+    assert len(calls) == 4 and min(calls) > 3_000_000
+
+
+@pytest.fixture
+def manifest_text(exported: Path) -> str:
+    return (exported / "manifest.json").read_text()
 
 
 def test_a_bad_photo_fails_alone(encoder: Encoder, photos: list[bytes]) -> None:

@@ -19,6 +19,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from vibematch.errors import InputError
 from vibematch_training.sample_photos import write_sample_photos
 from vibematch_training.sample_photos.camera import encode
 from vibematch_training.sample_photos.photos import PhotoPlan
@@ -149,14 +150,14 @@ def test_a_complete_sample_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="empty folder"):
+    with pytest.raises(InputError, match="empty folder"):
         _small(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
 def test_a_sample_with_other_settings_is_refused(tmp_path: Path) -> None:
     _small(tmp_path)
-    with pytest.raises(FileExistsError, match="another sample"):
+    with pytest.raises(InputError, match="another sample"):
         _small(tmp_path, seed=1)
 
 
@@ -173,7 +174,7 @@ def test_a_sample_with_other_settings_is_refused(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(
     tmp_path: Path, arguments: dict[str, int], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         write_sample_photos(tmp_path / "new", progress=False, **arguments)  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
 

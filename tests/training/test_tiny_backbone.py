@@ -74,6 +74,13 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         load_backbone(str(tmp_path))
 
 
+def test_weights_that_the_digest_would_not_cover_are_refused(tmp_path: Path) -> None:
+    write_tiny_backbone(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"has no \*\.safetensors"):
+        load_backbone(str(tmp_path))
+
+
 def test_changed_weights_change_the_digest(tmp_path: Path, backbone: Backbone) -> None:
     write_tiny_backbone(tmp_path)
     weights = tmp_path / "model.safetensors"

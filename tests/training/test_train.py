@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,23 @@ def test_the_run_folder_tells_the_whole_story(trained_run: Path, sample_photos: 
     lines = (trained_run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 21))
     assert run.load_backbone().sha256 == run.manifest.backbone_sha256
+
+
+def test_a_head_that_was_replaced_is_refused(trained_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained_run, copy, ignore=shutil.ignore_patterns("export"))
+    weights = copy / "head.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="is not the head"):
+        TrainedRun.load(copy)
+
+
+def test_too_few_photos_for_a_batch_are_named(sample_photos: Path, tmp_path: Path) -> None:
+    config = _config(photos=str(sample_photos), photos_per_class=200)
+    with pytest.raises(InputError, match="one batch takes 1000"):
+        train(config, tmp_path / "run", progress=False)
 
 
 def test_an_existing_run_is_never_overwritten(trained_run: Path) -> None:

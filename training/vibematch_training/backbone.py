@@ -94,6 +94,8 @@ def load_backbone(source: str, dtype: torch.dtype = torch.float32) -> Backbone:
     """
     transformers_logging.disable_progress_bar()
     folder = _folder(source)
+    if not any(folder.glob("*.safetensors")):  # the digest, and so the fingerprint, covers no other
+        raise InputError(f"{source} is not a usable Qwen3-VL checkpoint: it has no *.safetensors")
     try:
         # float32 attention in one kernel, as the served graph computes it
         model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")

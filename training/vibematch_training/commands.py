@@ -89,7 +89,9 @@ def _run_train(args: argparse.Namespace) -> None:
 
     given = {name: getattr(args, name) for name in ("backbone", "label", "epochs", "seed")}
     settings = {name: value for name, value in given.items() if value is not None}
-    settings["photos"] = str(args.photos)
+    settings["photos"] = str(args.photos.absolute())  # export reads them from anywhere
+    if args.backbone and Path(args.backbone).is_dir():
+        settings["backbone"] = str(Path(args.backbone).absolute())
     if args.size:
         settings["height"], settings["width"] = parse_size(args.size)
     if args.config:

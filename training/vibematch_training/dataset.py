@@ -64,6 +64,8 @@ def build_dataset(photos: Sequence[Photo], label: str, seed: int) -> Dataset:
     counts = Counter(photo.labels[label] for photo in clear)
     if len(counts) < 2:
         raise InputError(f"training needs at least two classes of {label}, found {list(counts)}")
+    if not validation:
+        raise InputError(f"column {SPLIT_COLUMN} marks no photo as validation")
     shared = {photo.user_id for photo in clear} & {photo.user_id for photo in validation}
     if shared:
         raise InputError(

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,12 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), type(field.default)
+            if wanted is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif wanted in (int, float, str) and type(value) is not wanted:
+                raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
         positive = (
             "embedding_dim",
             "hidden_dim",
@@ -89,6 +96,8 @@ class TrainingConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1 or self.seed < 0 or self.weight_decay < 0 or self.margin < 0:
+            raise InputError("dropout must be in [0, 1); seed, weight_decay and margin at least 0")
         if self.classes_per_batch < 2 or self.photos_per_class < 2:
             raise InputError("triplets need classes_per_batch and photos_per_class of at least 2")
         _ = self.preprocessing  # refuses an impossible canvas before hours of work
@@ -120,8 +129,8 @@ class TrainingConfig:
             )
         try:
             return cls(**{**content, **overrides})
-        except TypeError as error:
-            raise InputError(f"{path} has a setting of the wrong type ({error})") from error
+        except TypeError as error:  # a required setting is missing
+            raise InputError(f"{path} is incomplete ({error})") from error
 
     def to_yaml(self) -> str:
         """The configuration as YAML text."""
@@ -160,12 +169,14 @@ class TrainedRun:
                 f"{directory} is not a finished run (no {', '.join(missing)}); make one with "
                 "`vibematch train PHOTOS --out RUN`"
             )
-        return cls(
-            directory,
-            TrainingConfig.from_yaml(needed[0]),
-            Manifest.load(directory),
-            ProjectionHead.load(needed[1]),
-        )
+        manifest = Manifest.load(directory)
+        if hashlib.sha256(needed[1].read_bytes()).hexdigest() != manifest.head_sha256:
+            raise InputError(
+                f"{needed[1]} is not the head that {directory} was finished with: it was replaced "
+                "or damaged; train again"
+            )
+        config = TrainingConfig.from_yaml(needed[0])
+        return cls(directory, config, manifest, ProjectionHead.load(needed[1]))
 
     def load_backbone(self) -> Backbone:
         """Load the backbone the head was trained on.

@@ -57,6 +57,7 @@ def train(config: TrainingConfig, out: Path, *, progress: bool = True) -> dict[s
     if out.exists():
         raise InputError(f"{out} exists already; choose another --out or remove it first")
     dataset = build_dataset(read_photos(Path(config.photos)), config.label, config.seed)
+    _require_a_batch(dataset, config)
     recipe = FeatureRecipe(load_backbone(config.backbone), config.preprocessing, config.prompt)
     training = _LabelledFeatures.extract(dataset.train, config.label, recipe, progress)
     validation = _LabelledFeatures.extract(dataset.validation, config.label, recipe, progress)
@@ -79,6 +80,14 @@ def train(config: TrainingConfig, out: Path, *, progress: bool = True) -> dict[s
     }
     _write_run(out, config, recipe, dataset, head, history, results)
     return results
+
+
+def _require_a_batch(dataset: Dataset, config: TrainingConfig) -> None:
+    least = min(config.classes_per_batch, len(dataset.classes)) * config.photos_per_class
+    if len(dataset.train) < least:
+        raise InputError(
+            f"{len(dataset.train)} photos to train on are too few; one batch takes {least}"
+        )
 
 
 def fit_head(

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from vibematch.errors import InputError
 from vibematch_training.sample_photos.camera import take
 from vibematch_training.sample_photos.captions import caption
 from vibematch_training.sample_photos.people import draw_person
@@ -112,8 +113,8 @@ def write_sample_photos(
         The path of metadata.csv in the folder.
 
     Raises:
-        ValueError: If the counts or the number of processes cannot work.
-        FileExistsError: If the folder holds anything but the same sample.
+        InputError: If the counts or the number of processes cannot work, or the folder holds
+            anything but the same sample.
     """
     _check_counts(train_photos, validation_photos, seed, processes)
     _claim(directory, {
@@ -137,14 +138,14 @@ def _check_counts(train: int, validation: int, seed: int, processes: int | None)
     least = len(STYLES)
     for name, count in (("train_photos", train), ("validation_photos", validation)):
         if count < least:
-            raise ValueError(
+            raise InputError(
                 f"{name} is {count}; at least {least} are needed so that each of the "
                 f"{least} fashion styles appears."
             )
     if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more.")
+        raise InputError(f"seed is {seed}; it must be 0 or more.")
     if processes is not None and processes < 1:
-        raise ValueError(f"processes is {processes}; it must be 1 or more.")
+        raise InputError(f"processes is {processes}; it must be 1 or more.")
 
 
 def _claim(directory: Path, settings: dict[str, int]) -> None:
@@ -154,12 +155,12 @@ def _claim(directory: Path, settings: dict[str, int]) -> None:
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
         if found != settings:
-            raise FileExistsError(
+            raise InputError(
                 f"{directory} holds another sample ({found}, wanted {settings}); "
                 "choose an empty folder or delete this one."
             )
     elif any(directory.iterdir()):
-        raise FileExistsError(
+        raise InputError(
             f"{directory} is not empty and holds no sample of ours; choose an empty folder."
         )
     _write_atomically(record, (json.dumps(settings, indent=2) + "\n").encode())
