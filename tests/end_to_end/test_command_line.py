@@ -203,7 +203,7 @@ def test_wrong_input_gets_one_clear_line(
     for arguments, reason in wrong.items():
         assert reason in _vibematch(*arguments, status=1), arguments
     taken = _serve_failure(trained_run, tmp_path, port)
-    assert f"port {port}" in taken and "--grpc-port" in taken
+    assert f":{port} cannot be used" in taken and "--grpc-port" in taken
     # nothing was lost on the way
     assert json.loads(_vibematch("info", index, "--json"))["users"] == 1
 
