@@ -21,7 +21,6 @@ from vibematch.errors import InputError, VibematchError
 
 if TYPE_CHECKING:  # at run time, each command imports what it needs
     from vibematch.engine import MatchingEngine
-    from vibematch.gallery import Person
     from vibematch.index import Match
     from vibematch.photos import Photo
     from vibematch.store import Value, Where
@@ -35,7 +34,6 @@ LAB_COMMANDS: Final[tuple[str, ...]] = ("sample-photos", "train", "export", "ser
 _INSTALL_LAB: Final = "clone the repository and run `make install` there"
 _PATIENCE_S: Final = 300.0
 """Deadline of one photo: a large model on a CPU, with others waiting in front, takes its time."""
-_STYLE: Final = "fashion_style"
 _CELL_WIDTH: Final = 24
 _TTY_EVERY_S: Final = 0.1
 _LOG_EVERY_S: Final = 5.0
@@ -429,25 +427,16 @@ def _write_gallery(
     photo: Path | None,
     matches: Sequence[Match],
 ) -> None:
-    from vibematch.gallery import Person, Row, write_gallery
+    from vibematch.gallery import Person, Row, person, write_gallery
 
-    asked = Person(query, photo) if photo else _person(engine, query)
-    found = [(_person(engine, match.user_id), match.score) for match in matches]
+    asked = Person(query, photo) if photo else person(engine, query)
+    found = [(person(engine, match.user_id), match.score) for match in matches]
     info = engine.info()
     write_gallery(
         path,
         [Row(asked, found)],
         subtitle=f"model {info.fingerprint[:12]} · {info.users:,} users · {info.photos:,} photos",
     )
-
-
-def _person(engine: MatchingEngine, user_id: str) -> Person:
-    from vibematch.gallery import Person
-
-    column = next(iter(engine.manifest.labels), _STYLE)
-    style = engine.attributes(user_id).get(column)
-    photos = engine.photo_paths(user_id)
-    return Person(user_id, photos[0] if photos else None, None if style is None else str(style))
 
 
 def _print_table(matches: Sequence[Match], attributes: Sequence[Mapping[str, Value]]) -> None:

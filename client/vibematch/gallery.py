@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageOps
 
@@ -17,12 +17,16 @@ from vibematch.encoder import PhotoLike, read_photo
 from vibematch.errors import InputError, PhotoError
 from vibematch.preprocess import Preprocessing, decode
 
+if TYPE_CHECKING:
+    from vibematch.engine import MatchingEngine
+
 THUMBNAIL_SIZE: Final = (360, 450)
 """Width and height in pixels; shown at about half of that, so that it is sharp everywhere."""
 
 # Only the caps matter here: they are those of the service's own default.
 _CAPS: Final = Preprocessing(height=32, width=32)
 _JPEG_QUALITY: Final = 82
+_STYLE: Final = "fashion_style"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,20 @@ class Row:
 
     query: Person
     matches: Sequence[tuple[Person, float]]
+
+
+def person(engine: MatchingEngine, user_id: str) -> Person:
+    """A user of an index as shown on the page: first photo, and the style if it is known.
+
+    The style is the attribute that the model was trained on.
+
+    Raises:
+        UnknownUserError: there is no such user.
+    """
+    column = next(iter(engine.manifest.labels), _STYLE)
+    style = engine.attributes(user_id).get(column)
+    photos = engine.photo_paths(user_id)
+    return Person(user_id, photos[0] if photos else None, None if style is None else str(style))
 
 
 def write_gallery(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from vibematch.encoder import Encoder
 from vibematch.engine import MatchingEngine
 from vibematch.errors import InputError
-from vibematch.gallery import Person, Row, write_gallery
+from vibematch.gallery import Person, Row, person, write_gallery
 from vibematch.index import Match
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo, read_photos
@@ -29,7 +29,6 @@ from vibematch_training.run import TrainingConfig
 from vibematch_training.sample_photos import write_sample_photos
 from vibematch_training.train import train
 
-STYLE: Final = "fashion_style"
 TOP_K: Final = 5
 QUERIES: Final = 5
 VISITOR_PHOTOS: Final = 200
@@ -73,7 +72,7 @@ def demo(out: Path, *, photos: Path | None = None) -> None:
             raise InputError(f"only {len(users)} of the {len(people)} photos can be used")
         with timer.stage(f"match {len(users)} people"):
             matches = {user: engine.search(user, TOP_K) for user in users}
-        cards = {user: _card(user, engine) for user in users}
+        cards = {user: person(engine, user) for user in users}
     queries = _queries(cards)
     gallery = out / "gallery.html"
     manifest = Manifest.load(model)
@@ -119,12 +118,6 @@ def _add(engine: MatchingEngine, photos: Sequence[Photo]) -> None:
         added = engine.add_photos(photos, on_progress=advance)
     for rejected in added.rejected:
         print(f"left out: {rejected.photo}: {rejected.reason}")
-
-
-def _card(user_id: str, engine: MatchingEngine) -> Person:
-    style = engine.attributes(user_id).get(STYLE)
-    photos = engine.photo_paths(user_id)
-    return Person(user_id, photos[0], str(style) if style is not None else None)
 
 
 def _queries(cards: Mapping[str, Person]) -> list[Person]:
@@ -173,8 +166,8 @@ def _matches_table(
     return table
 
 
-def _style(person: Person) -> str:
-    return f"[dim]{person.style.replace('_', ' ')}[/dim]" if person.style else ""
+def _style(card: Person) -> str:
+    return f"[dim]{card.style.replace('_', ' ')}[/dim]" if card.style else ""
 
 
 class _Timer:

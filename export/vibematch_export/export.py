@@ -24,10 +24,10 @@ from vibematch.photos import read_photos
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import OPSET, write_onnx
 from vibematch_export.parity import measure_parity, require_parity
+from vibematch_export.repository import WEIGHTS
 from vibematch_training.dataset import build_dataset
 from vibematch_training.run import TrainedRun, TrainingConfig
 
-GRAPH_FILENAME: Final = "model.onnx"
 PARITY_PHOTOS: Final = 98
 _COPIED: Final = ("config.json", "preprocessor_config.json")
 
@@ -63,7 +63,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as name:
         partial = Path(name) / target.name
         partial.mkdir()
-        graph = partial / GRAPH_FILENAME
+        graph = partial / WEIGHTS
         write_onnx(FusedEncoder(recipe, run.head).eval(), recipe.preprocessing, graph)
         parity = measure_parity(graph, paths, recipe, run.head)
         require_parity(parity, manifest.precision)

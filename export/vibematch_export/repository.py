@@ -19,6 +19,7 @@ from typing import Final
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from vibematch.encoder import MANIFEST_PARAMETER, MODEL
 from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
 from vibematch.preprocess import REVISION, Preprocessing
@@ -26,7 +27,7 @@ from vibematch.preprocess import REVISION, Preprocessing
 SOURCES: Final = Path(__file__).resolve().parents[2] / "model_repository"
 PREPROCESS: Final = "style_preprocess"
 EMBED: Final = "style_embed"
-ENCODER: Final = "style_encoder"
+ENCODER: Final = MODEL
 WEIGHTS: Final = "model.onnx"
 
 MAX_BATCH_SIZE: Final = 8
@@ -134,11 +135,11 @@ def read_manifest(repository: Path) -> Manifest:
         config = text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
     except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ManifestError(f"{path} cannot be read ({error})") from error
-    if "manifest" not in config.parameters:
+    if MANIFEST_PARAMETER not in config.parameters:
         raise ManifestError(
             f"{path} carries no manifest: make the repository with `vibematch export`"
         )
-    return Manifest.from_json(config.parameters["manifest"].string_value)
+    return Manifest.from_json(config.parameters[MANIFEST_PARAMETER].string_value)
 
 
 def _preprocess_config(preprocessing: Preprocessing, pixels: list[int]) -> pb.ModelConfig:
@@ -243,7 +244,7 @@ def _build(repository: Path, model: Path, manifest: Manifest) -> None:
     for weights in model.glob(f"{WEIGHTS}*"):
         _link_or_copy(weights, repository / EMBED / "1" / weights.name)
     configs = model_configs(manifest.preprocessing, manifest.embedding_dim)
-    configs[ENCODER].parameters["manifest"].string_value = manifest.to_json()
+    configs[ENCODER].parameters[MANIFEST_PARAMETER].string_value = manifest.to_json()
     write_configs(repository, configs)
 
 
