@@ -1,4 +1,4 @@
-"""The lab's training commands; heavy imports wait until a command runs."""
+"""``vibematch train``."""
 
 from __future__ import annotations
 
@@ -8,50 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from vibematch_training.commands import Commands
 
 
 def register(commands: Commands) -> None:
-    """Add ``sample-photos`` and ``train`` to the command line."""
-    _add_sample_photos(commands)
-    _add_train(commands)
-
-
-def _add_sample_photos(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "sample-photos",
-        help="draw deterministic profile photos to try everything with",
-        description="Draw profile photos in five styles, with a metadata.csv. The same seed gives "
-        "the same bytes. A run that was interrupted goes on where it stopped.",
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="folder to fill")
-    parser.add_argument(
-        "--train-photos", type=int, default=1508, metavar="N", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--validation-photos",
-        type=int,
-        default=98,
-        metavar="N",
-        help="of people not in training; default: %(default)s",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.set_defaults(run=_run_sample_photos)
-
-
-def _run_sample_photos(args: argparse.Namespace) -> None:
-    from vibematch_training.sample_photos import write_sample_photos
-
-    metadata = write_sample_photos(
-        args.directory,
-        train_photos=args.train_photos,
-        validation_photos=args.validation_photos,
-        seed=args.seed,
-    )
-    print(f"{args.train_photos + args.validation_photos} photos and {metadata}")
-
-
-def _add_train(commands: Commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "train",
         help="train a style head on labelled photos",
@@ -79,10 +40,10 @@ def _add_train(commands: Commands) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="default: 20")
     parser.add_argument("--seed", type=int, help="default: 0")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    parser.set_defaults(run=_run_train)
+    parser.set_defaults(run=_run)
 
 
-def _run_train(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> None:
     from vibematch_training.report import print_results
     from vibematch_training.run import TrainingConfig, parse_size
     from vibematch_training.train import train
