@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from vibematch.errors import InputError
 
@@ -24,6 +24,8 @@ SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 # Two digits at most: IMG_2041 and IMG_2042 are not two photos of a user IMG.
 _USER_PHOTO: Final = re.compile(r"(?P<user_id>.+)_(?P<image_idx>\d{1,2})")
 _GENERATED: Final = re.compile(r"gen_\d+")
+_INDEX: Final = re.compile(r"\d{1,9}")
+_NOT_UTF8: Final = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of other bytes
 _SHOWN_PROBLEMS: Final = 20
 
 
@@ -36,17 +38,51 @@ class Photo:
         user_id: whose photo it is.
         image_idx: which of the user's photos, from 0.
         labels: further CSV columns, e.g. ``fashion_style`` → ``Street_Hip``; empty cells left out.
+        line: the line of the CSV that says so, from 1; ``None`` without a CSV.
     """
 
     path: Path
     user_id: str
     image_idx: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    line: int | None = field(default=None, compare=False)
 
     @property
     def generated(self) -> bool:
         """Whether it is an augmented ``gen_*`` file: for training, never a person to recommend."""
         return _GENERATED.fullmatch(self.path.stem) is not None
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in a ``metadata.csv``.
+
+    Attributes:
+        line: where the row begins in the file, from 1; ``None`` without a CSV.
+        column: the column, or empty where it concerns the whole row.
+        message: what is wrong.
+    """
+
+    line: int | None
+    column: str
+    message: str
+
+    def __str__(self) -> str:
+        place = ", ".join(filter(None, [f"line {self.line}" if self.line else "", self.column]))
+        return f"{place}: {self.message}" if place else self.message
+
+
+class Listing(NamedTuple):
+    """What a folder or its CSV lists.
+
+    Attributes:
+        photos: the photos of rows that are right; all photos, without a CSV.
+        flawed: those of the other rows, as far as they can be read: only to look at their labels.
+        problems: everything that is wrong, in the order of the file.
+    """
+
+    photos: list[Photo]
+    flawed: list[Photo]
+    problems: list[Problem]
 
 
 def read_photos(directory: Path) -> list[Photo]:
@@ -55,15 +91,39 @@ def read_photos(directory: Path) -> list[Photo]:
     Without a CSV, subfolders are read too, and a user's id starts with the subfolder's name.
 
     Raises:
-        InputError: no such folder, no photos in it, or a CSV that has problems (all are named).
+        InputError: no such folder, no photos in it, or a CSV that has problems (all are counted,
+            the first of them named).
+    """
+    listing = check_photos(directory)
+    if listing.problems:
+        raise problems_error(directory / METADATA_FILENAME, listing.problems)
+    return listing.photos
+
+
+def check_photos(directory: Path) -> Listing:
+    """List the photos of a folder and all that is wrong in its ``metadata.csv``.
+
+    Raises:
+        InputError: no such folder, no photos in it, or a CSV that cannot be opened.
     """
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder")
     metadata = directory / METADATA_FILENAME
-    photos = read_metadata(metadata) if metadata.exists() else _from_names(directory)
-    if not photos:
+    if metadata.exists():
+        listing = _check_metadata(metadata)
+    else:
+        listing = Listing(_from_names(directory), [], [])
+    if not listing.photos and not listing.problems:
         raise InputError(f"{directory} holds no photos ({', '.join(sorted(SUFFIXES))})")
-    return photos
+    return listing
+
+
+def problems_error(csv_path: Path | str, problems: Sequence[Problem]) -> InputError:
+    """The error that refuses a CSV, naming as many problems as a person reads at once."""
+    shown = "; ".join(map(str, problems[:_SHOWN_PROBLEMS]))
+    rest = len(problems) - _SHOWN_PROBLEMS
+    more = f"; and {rest} more (`vibematch dataset PHOTOS` lists them all)" if rest > 0 else ""
+    return InputError(f"{csv_path} has {len(problems)} problem(s): {shown}{more}")
 
 
 def photo_from_name(path: Path) -> Photo:
@@ -79,7 +139,7 @@ def _from_names(directory: Path) -> list[Photo]:
     for path in sorted(directory.rglob("*")):
         inside = path.relative_to(directory)
         hidden = any(part.startswith(".") for part in inside.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden:
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
             photo = photo_from_name(path)
             # two folders may each hold an IMG_0001.jpg, of different people
             user_id = (inside.parent / photo.user_id).as_posix()
@@ -87,49 +147,111 @@ def _from_names(directory: Path) -> list[Photo]:
     return photos
 
 
-def read_metadata(csv_path: Path) -> list[Photo]:
-    """Read a photo CSV; relative file paths are relative to the CSV's folder.
-
-    Raises:
-        InputError: naming every missing column, bad value, duplicate or missing file.
-    """
+def _check_metadata(csv_path: Path) -> Listing:
+    """Read a photo CSV; relative file paths are relative to the CSV's folder."""
     try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{csv_path} cannot be read as a CSV ({error})") from error
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise InputError(f"{csv_path} lacks the column(s) {', '.join(missing)}")
-    problems = list(_problems(csv_path, rows))
-    if problems:
-        shown = problems[:_SHOWN_PROBLEMS]
-        rest = len(problems) - len(shown)
-        more = f"; and {rest} more" if rest else ""
-        raise InputError(f"{csv_path} has {len(problems)} problem(s): {'; '.join(shown)}{more}")
-    return [_from_row(csv_path.parent, row) for row in rows]
+        with csv_path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            return _check_records(csv_path.parent, _records(file))
+    except OSError as error:
+        raise InputError(f"{csv_path} cannot be read ({error.strerror})") from error
 
 
-def _problems(csv_path: Path, rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    seen: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            yield f"line {line}: not as many cells as columns"
-            continue
-        if not row["user_id"]:
-            yield f"line {line}, user_id: empty"
-        if not row["image_idx"].isdecimal():
-            yield f"line {line}, image_idx: {row['image_idx']!r} is not a number from 0"
-        path = row["filepath"]
-        if not path or not (csv_path.parent / path).is_file():
-            yield f"line {line}, filepath: no file {path!r}"
-        elif path in seen:
-            yield f"line {line}, filepath: {path!r} stands on line {seen[path]} already"
-        seen.setdefault(path, line)
+def _records(file: Iterable[str]) -> Iterator[tuple[int, list[str] | csv.Error]]:
+    """Every row with the line it begins on; a cell may hold line breaks, so rows are not lines."""
+    reader = csv.reader(file, strict=True)  # else an unclosed quote swallows the rows after it
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, error
+        else:
+            if any(cells):  # spreadsheets leave rows of empty cells behind
+                yield line, cells
 
 
-def _from_row(directory: Path, row: Mapping[str, str]) -> Photo:
-    labels = {key: value for key, value in row.items() if key not in REQUIRED_COLUMNS and value}
-    return Photo(directory / row["filepath"], row["user_id"], int(row["image_idx"]), labels)
+def _check_records(
+    directory: Path, records: Iterator[tuple[int, list[str] | csv.Error]]
+) -> Listing:
+    line, columns = next(records, (1, list[str]()))
+    if isinstance(columns, csv.Error):
+        return Listing([], [], [Problem(line, "", f"not valid CSV ({columns})")])
+    problems = list(_header_problems(line, columns))
+    if problems:  # what the rows should hold is unknown
+        return Listing([], [], problems)
+    photos: list[Photo] = []
+    flawed: list[Photo] = []
+    seen: dict[Hashable, int] = {}
+    for line, cells in records:
+        if isinstance(cells, csv.Error):
+            problems.append(Problem(line, "", f"not valid CSV ({cells}); is a quote left open?"))
+        elif len(cells) != len(columns):
+            message = f"{len(cells)} cells, but there are {len(columns)} columns"
+            problems.append(Problem(line, "", message))
+        else:
+            row = dict(zip(columns, cells, strict=True))
+            found = list(_row_problems(directory, line, row, seen))
+            problems += found
+            (flawed if found else photos).append(_from_row(directory, line, row))
+    return Listing(photos, flawed, problems)
+
+
+def _header_problems(line: int, columns: Sequence[str]) -> Iterator[Problem]:
+    if any(map(_NOT_UTF8.search, columns)):
+        yield Problem(line, "", "not UTF-8 text; save the file as CSV in UTF-8")
+        return
+    named = ", ".join(map(repr, columns)) or "none"
+    for column in REQUIRED_COLUMNS:
+        if column not in columns:
+            yield Problem(line, column, f"no such column; there are {named}")
+    for column in sorted({column for column in columns if column and columns.count(column) > 1}):
+        yield Problem(line, column, f"{columns.count(column)} columns have this name")
+
+
+def _row_problems(
+    directory: Path, line: int, row: Mapping[str, str], seen: dict[Hashable, int]
+) -> Iterator[Problem]:
+    """What is wrong in a row; ``seen`` remembers on which line a photo was first."""
+    for column, cell in row.items():
+        if not cell and column in REQUIRED_COLUMNS:
+            yield Problem(line, column, "empty")
+        elif not cell.isascii() and _NOT_UTF8.search(cell):
+            yield Problem(line, column, "not UTF-8 text; save the file as CSV in UTF-8")
+    filename, user_id, image_idx, filepath = (row[column] for column in REQUIRED_COLUMNS)
+    if user_id != user_id.strip():
+        yield Problem(line, "user_id", f"{user_id!r} begins or ends with a space")
+    path = directory / filepath
+    first = seen.setdefault(path, line) if filepath else line
+    if first != line:
+        yield Problem(line, "filepath", f"{filepath!r} stands on line {first} already")
+        return  # a repeated row; one problem is enough
+    if filepath and not _is_file(path):
+        yield Problem(line, "filepath", f"no file {filepath!r}")
+    if filename and filepath and path.name != filename:
+        yield Problem(line, "filename", f"{filename!r} is not the file of {filepath!r}")
+    if image_idx and not _INDEX.fullmatch(image_idx):
+        yield Problem(line, "image_idx", f"{image_idx!r} is not a number from 0")
+    elif user_id and image_idx and not _GENERATED.fullmatch(path.stem):
+        first = seen.setdefault((user_id, int(image_idx)), line)
+        if first != line:
+            message = f"user {user_id!r} has a photo {image_idx} on line {first} already"
+            yield Problem(line, "image_idx", message)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder that may not be entered, a name too long
+        return False
+
+
+def _from_row(directory: Path, line: int, row: Mapping[str, str]) -> Photo:
+    labels = {
+        column: cell
+        for column, cell in row.items()
+        if column and cell and column not in REQUIRED_COLUMNS
+    }
+    image_idx = int(row["image_idx"]) if _INDEX.fullmatch(row["image_idx"]) else 0
+    return Photo(directory / row["filepath"], row["user_id"], image_idx, labels, line)
