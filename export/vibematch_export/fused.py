@@ -19,12 +19,12 @@ from transformers.vision_utils import (
 )
 
 from vibematch_training.backbone import Backbone
-from vibematch_training.features import FeatureRecipe
+from vibematch_training.features import FeatureRecipe, pool_tokens
 from vibematch_training.head import ProjectionHead
 
 
 class FusedEncoder(nn.Module):
-    """Backbone, mean pooling, head and L2 normalisation in one module of fixed resolution.
+    """Backbone, pooling, head and L2 normalisation in one module of fixed resolution.
 
     Args:
         recipe: backbone, canvas, prompt and pooling.
@@ -35,15 +35,25 @@ class FusedEncoder(nn.Module):
         super().__init__()
         canvas = recipe.preprocessing
         self.vision = FusedVision(recipe.backbone, canvas.height, canvas.width)
-        self.decoder = FusedDecoder(recipe.backbone, recipe.prompt, canvas.height, canvas.width)
+        self.decoder = FusedDecoder(recipe)
+        self.pooling = recipe.pooling
+        self.image_tokens = recipe.image_tokens
         self.head = head
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Map uint8 ``[batch, 3, height, width]`` to unit float32 ``[batch, embedding_dim]``."""
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map photos to embeddings and to the pooled features they come from.
+
+        Args:
+            pixels: uint8 RGB, shape ``[batch, 3, height, width]``.
+
+        Returns:
+            Unit vectors, float32 ``[batch, embedding_dim]``, and features, float32
+            ``[batch, feature_dim]``.
+        """
         image, deepstack = self.vision(pixels)
         states = self.decoder(image, deepstack)
-        embedding: torch.Tensor = self.head(states.mean(dim=1))
-        return embedding
+        features = pool_tokens(states.float(), self.pooling, self.image_tokens)
+        return self.head(features), features
 
 
 class FusedVision(nn.Module):
@@ -74,7 +84,8 @@ class FusedVision(nn.Module):
         )
         positions = (tower.pos_embed(indices) * weights[:, :, None]).sum(dim=1)
         cos, sin = tower.rotary_pos_emb(positions, get_vision_position_ids(grid, self.merge))
-        self.register_buffer("position_embeddings", positions.detach())
+        dtype = self.patch_projection.weight.dtype
+        self.register_buffer("position_embeddings", positions.detach().to(dtype))
         self.register_buffer("cos", cos)
         self.register_buffer("sin", sin)
 
@@ -129,27 +140,25 @@ class FusedDecoder(nn.Module):
     cos: torch.Tensor
     sin: torch.Tensor
 
-    def __init__(self, backbone: Backbone, prompt: str, height: int, width: int) -> None:
+    def __init__(self, recipe: FeatureRecipe) -> None:
         super().__init__()
-        model = backbone.model
+        model, canvas = recipe.backbone.model, recipe.preprocessing
         text = model.language_model
         self.layers = text.layers
         self.norm = text.norm
 
-        ids = backbone.token_ids(prompt, height, width)
+        ids, image = recipe.token_ids, recipe.image_tokens
         is_image = ids == model.config.image_token_id
-        start = int(is_image.int().argmax())
-        stop = start + int(is_image.sum())
         embedded = text.embed_tokens(ids).detach()
-        side = backbone.image_processor.patch_size
+        side = recipe.backbone.image_processor.patch_size
         positions, _ = model.get_rope_index(
             ids[None],  # type: ignore[arg-type]  # annotated with legacy tensor types
             mm_token_type_ids=is_image[None].int(),  # type: ignore[arg-type]
-            image_grid_thw=torch.tensor([[1, height // side, width // side]]),  # type: ignore[arg-type]
+            image_grid_thw=torch.tensor([[1, canvas.height // side, canvas.width // side]]),  # type: ignore[arg-type]
         )
         cos, sin = text.rotary_emb(embedded[None], positions)
-        self.register_buffer("prefix", embedded[None, :start].clone())
-        self.register_buffer("suffix", embedded[None, stop:].clone())
+        self.register_buffer("prefix", embedded[None, : image.start].clone())
+        self.register_buffer("suffix", embedded[None, image.stop :].clone())
         self.register_buffer("cos", cos[0])
         self.register_buffer("sin", sin[0])
 
@@ -186,7 +195,7 @@ class FusedDecoder(nn.Module):
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Apply rotary tables ``[tokens, head_dim]`` to ``[batch, heads, tokens, head_dim]``."""
     rotated: torch.Tensor = states * cos + qwen.rotate_half(states) * sin
-    return rotated
+    return rotated.to(states.dtype)  # the vision tower's tables are float32 in any case
 
 
 def _fold_patch_projection(backbone: Backbone) -> nn.Linear:

@@ -12,16 +12,20 @@ import torch
 
 from vibematch.preprocess import Preprocessing
 from vibematch_export.fused import FusedEncoder
+from vibematch_training.graph_extractor import FEATURES_NAME, INPUT_NAME
 
 OPSET: Final = 18
-INPUT_NAME: Final = "pixels"
 OUTPUT_NAME: Final = "embedding"
 _INLINE_LIMIT_BYTES: Final = 2**31 - 2**26
 """Protobuf ends at 2 GiB; larger weights go beside the graph."""
 
 
 def write_onnx(encoder: FusedEncoder, preprocessing: Preprocessing, path: Path) -> None:
-    """Export uint8 ``[batch, 3, H, W]`` → float32 ``[batch, dim]`` with a dynamic batch.
+    """Export the encoder with a dynamic batch.
+
+    ``pixels``, uint8 ``[batch, 3, H, W]`` → ``embedding``, float32 ``[batch, dim]``, and
+    ``features``, float32 ``[batch, feature_dim]``: what training would start from. Servers ask for
+    the first and do not pay for the second.
 
     Args:
         encoder: the fused module, in evaluation mode.
@@ -39,7 +43,7 @@ def write_onnx(encoder: FusedEncoder, preprocessing: Preprocessing, path: Path) 
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
+            output_names=[OUTPUT_NAME, FEATURES_NAME],
             dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch", min=1, max=4096)}},
             optimize=True,
             verbose=False,

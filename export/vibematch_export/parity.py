@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError, VibematchError
-from vibematch_export.onnx_graph import INPUT_NAME, OUTPUT_NAME
+from vibematch_export.onnx_graph import OUTPUT_NAME
 from vibematch_training.features import FeatureRecipe, load_pixels, pooled_features
+from vibematch_training.graph_extractor import INPUT_NAME
 from vibematch_training.head import ProjectionHead
 
 MIN_COSINE: Final = {"fp32": 0.99999}

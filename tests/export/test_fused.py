@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,9 +17,10 @@ from vibematch.preprocess import Preprocessing
 from vibematch_export import export as export_module
 from vibematch_export.export import export
 from vibematch_export.fused import FusedEncoder
+from vibematch_export.onnx_graph import write_onnx
 from vibematch_export.parity import ParityError
 from vibematch_training.backbone import PROMPT, Backbone, load_backbone
-from vibematch_training.features import FeatureRecipe, pooled_features
+from vibematch_training.features import FeatureRecipe, Pooling, pooled_features
 from vibematch_training.head import ProjectionHead
 from vibematch_training.run import TrainedRun
 
@@ -48,8 +51,50 @@ def test_the_fused_module_is_hugging_faces_forward(
     reference = pooled_features(pixels, recipe)
     head.standardise(reference)  # otherwise all vectors are nearly the same and hide a difference
     with torch.inference_mode():
-        fused = FusedEncoder(recipe, head).eval()(torch.from_numpy(pixels))
+        fused, features = FusedEncoder(recipe, head).eval()(torch.from_numpy(pixels))
         torch.testing.assert_close(fused, head(reference), atol=2e-5, rtol=0)
+        torch.testing.assert_close(features, reference, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_each_pooling_is_fused(backbone: Backbone, pooling: Pooling) -> None:
+    recipe = FeatureRecipe(backbone, Preprocessing(64, 96), PROMPT, pooling)
+    pixels = _pixels(3, 64, 96)
+    with torch.inference_mode():
+        _, features = FusedEncoder(recipe, _head(768)).eval()(torch.from_numpy(pixels))
+    torch.testing.assert_close(features, pooled_features(pixels, recipe), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", [pytest.param("last", marks=pytest.mark.slow), "image"])
+def test_each_pooling_survives_the_export(
+    backbone: Backbone, pooling: Pooling, tmp_path: Path
+) -> None:
+    """``mean`` is what the exported run below has."""
+    recipe = FeatureRecipe(backbone, Preprocessing(64, 96), PROMPT, pooling)
+    head, pixels = _head(backbone.feature_dim), _pixels(8, 64, 96)
+    reference = pooled_features(pixels, recipe)
+    head.standardise(reference)
+    with torch.inference_mode():
+        expected = head(reference)
+    graph = tmp_path / "model.onnx"
+    write_onnx(FusedEncoder(recipe, head).eval(), recipe.preprocessing, graph)
+    session = onnxruntime.InferenceSession(graph)
+    served, features = session.run(["embedding", "features"], {"pixels": pixels})
+    np.testing.assert_allclose(features, reference.numpy(), atol=2e-5)
+    np.testing.assert_allclose(served, expected.numpy(), atol=5e-5)
+
+
+def test_the_fused_module_computes_in_bfloat16_as_hugging_face_does(backbone: Backbone) -> None:
+    half = load_backbone("tiny", torch.bfloat16, "cpu")
+    recipe = FeatureRecipe(half, Preprocessing(64, 96), PROMPT)
+    pixels = _pixels(3, 64, 96)
+    exact = pooled_features(pixels, dataclasses.replace(recipe, backbone=backbone))
+    reference = pooled_features(pixels, recipe)
+    with torch.inference_mode():
+        _, features = FusedEncoder(recipe, _head(half.feature_dim)).eval()(torch.from_numpy(pixels))
+    assert features.dtype == torch.float32
+    # rounding differs, so neither is the other; but the fused one is no farther from the truth
+    assert (features - exact).norm() < 1.5 * (reference - exact).norm()
 
 
 def test_deepstack_is_part_of_the_function(backbone: Backbone) -> None:
@@ -66,13 +111,14 @@ def test_deepstack_is_part_of_the_function(backbone: Backbone) -> None:
 
 def test_the_graph_takes_any_batch_and_a_batch_equals_its_singles(exported_model: Path) -> None:
     session = onnxruntime.InferenceSession(exported_model / "model.onnx")
-    (entry,), (output,) = session.get_inputs(), session.get_outputs()
+    (entry,), (output, features) = session.get_inputs(), session.get_outputs()
     assert (entry.name, entry.type, entry.shape) == (
         "pixels",
         "tensor(uint8)",
         ["batch", 3, 256, 192],
     )
     assert (output.name, output.type, output.shape[1]) == ("embedding", "tensor(float)", 256)
+    assert (features.name, features.type, features.shape[1]) == ("features", "tensor(float)", 768)
     pixels = _pixels(8, 256, 192)
     together = session.run(None, {"pixels": pixels})[0]
     alone = np.concatenate([session.run(None, {"pixels": pixels[i : i + 1]})[0] for i in range(8)])
@@ -108,10 +154,10 @@ def test_a_graph_that_strays_is_not_published(
     published = (exported_model / "model.onnx").read_bytes()
 
     class Astray(FusedEncoder):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             image, deepstack = self.vision(pixels)
-            strayed: torch.Tensor = self.head(self.decoder(image, deepstack[:2]).mean(dim=1))
-            return strayed
+            strayed = self.decoder(image, deepstack[:2]).mean(dim=1)
+            return self.head(strayed), strayed
 
     monkeypatch.setattr(export_module, "FusedEncoder", Astray)
     with pytest.raises(ParityError, match="strays from the trained model: least cosine"):
@@ -124,8 +170,9 @@ def test_a_graph_that_is_not_finite_is_not_published(
     trained_run: Path, exported_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(FusedEncoder):
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return super().forward(pixels) * torch.tensor(float("nan"))
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            embedding, features = super().forward(pixels)
+            return embedding * torch.tensor(float("nan")), features
 
     monkeypatch.setattr(export_module, "FusedEncoder", Broken)
     with pytest.raises(ParityError, match="not finite"):

@@ -37,7 +37,7 @@ def expected(exported: Path, photos: list[bytes]) -> np.ndarray:
     canvas = Manifest.load(exported).preprocessing
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     pixels = np.stack([preprocess(photo, canvas) for photo in photos])
-    (vectors,) = session.run(None, {"pixels": pixels})
+    (vectors,) = session.run(["embedding"], {"pixels": pixels})
     assert np.linalg.norm(vectors[0] - vectors[1]) > 0.01
     return vectors
 

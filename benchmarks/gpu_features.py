@@ -1,0 +1,179 @@
+"""Features on a GPU: Hugging Face's forward beside the fused module, photos/s and share of peak.
+
+    python benchmarks/gpu_features.py                    # the 2B architecture, random weights
+    python benchmarks/gpu_features.py --backbone tiny --photos 16 --size 64x96    # works on a CPU
+
+Both start from uint8 pixels in host memory and end with float32 features there; photos are noise,
+which costs what photos cost. "Share of peak" is against a large matrix product in the same number
+format, measured on the same device just before. The 2B weights are random: same work, no meaning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3VLConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
+
+from vibematch.preprocess import Preprocessing
+from vibematch_export.fused import FusedEncoder
+from vibematch_training.backbone import PROMPT, Backbone, load_backbone
+from vibematch_training.features import FeatureRecipe, pooled_features
+from vibematch_training.head import ProjectionHead
+from vibematch_training.run import parse_size
+
+RANDOM_2B = "2b-random"
+Route = Callable[[np.ndarray], torch.Tensor]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default=RANDOM_2B, help=f"{RANDOM_2B}, tiny or a folder")
+    parser.add_argument("--photos", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", default="448x448", help="canvas, HxW")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # built on the CPU, where the fused module is put together, and moved as a whole
+    backbone = (
+        _two_billion(dtype)
+        if args.backbone == RANDOM_2B
+        else load_backbone(args.backbone, dtype, "cpu")
+    )
+    recipe = FeatureRecipe(backbone, Preprocessing(*parse_size(args.size)), PROMPT)
+    fused = FusedEncoder(recipe, ProjectionHead(backbone.feature_dim, 256)).eval().to(device)
+    backbone.model.to(device)
+    turn = threading.Lock()  # as pooled_features does: one batch on the device at a time
+
+    @torch.inference_mode()
+    def through_fused(pixels: np.ndarray) -> torch.Tensor:
+        with turn:
+            return fused(torch.from_numpy(pixels).to(device))[1].cpu()
+
+    peak_flops = _matrix_rate(device, dtype)
+    shape = (
+        min(args.batch, args.photos),
+        3,
+        recipe.preprocessing.height,
+        recipe.preprocessing.width,
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    routes: dict[str, Route] = {
+        "Hugging Face": lambda batch: pooled_features(batch, recipe),
+        "fused": through_fused,
+    }
+    with FlopCounterMode(display=False) as counter:
+        reference = pooled_features(pixels[:1], recipe)
+    flops = counter.get_total_flops()
+    similarity = torch.nn.functional.cosine_similarity(reference, through_fused(pixels[:1]))
+    report = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "number_format": str(dtype).removeprefix("torch."),
+        "weights": "random, 2B architecture" if args.backbone == RANDOM_2B else args.backbone,
+        "size": args.size,
+        "batch": len(pixels),
+        "photos": args.photos,
+        "gflop_per_photo": flops / 1e9,
+        "matrix_rate_tflops": peak_flops / 1e12,
+        "cosine_fused_to_hugging_face": similarity.item(),
+        "routes": {
+            name: _measure(route, pixels, args.photos, device, flops / peak_flops)
+            for name, route in routes.items()
+        },
+    }
+    _print(report, as_json=args.json)
+
+
+def _measure(
+    route: Route, pixels: np.ndarray, photos: int, device: torch.device, ideal_s: float
+) -> dict[str, float]:
+    workers = 8 if device.type == "cuda" else 1  # as extraction feeds a GPU
+    batches = [pixels] * max(1, photos // len(pixels))
+    route(pixels)  # compiles kernels and fills allocators
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(route, batches):
+            pass
+    seconds_per_photo = (time.perf_counter() - start) / (len(batches) * len(pixels))
+    if device.type == "cuda":
+        peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "photos_per_s": 1 / seconds_per_photo,
+        "share_of_matrix_rate": ideal_s / seconds_per_photo,
+        "peak_memory_gb": peak_bytes / 1e9,
+    }
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a square matrix product, the best of 20."""
+    side = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        (left @ left)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _two_billion(dtype: torch.dtype) -> Backbone:
+    """Qwen3-VL-2B's architecture with random weights, and the tiny backbone's tokenizer."""
+    tiny = load_backbone("tiny", dtype, "cpu")
+    text: dict[str, Any] = {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144}
+    text |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
+    text["head_dim"] = 128
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6}
+    text["rope_parameters"] |= {"mrope_section": [24, 20, 20], "mrope_interleaved": True}
+    vision: dict[str, Any] = {"hidden_size": 1024, "depth": 24, "num_heads": 16}
+    vision |= {"intermediate_size": 4096, "out_hidden_size": 2048, "num_position_embeddings": 2304}
+    vision["deepstack_visual_indexes"] = [5, 11, 17]
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    special = {name: getattr(tiny.model.config, name) for name in tokens}
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)  # not .to(dtype), which would round the rotary frequencies too
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **special)
+    model = Qwen3VLModel(config).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    return dataclasses.replace(tiny, name=RANDOM_2B, model=model)
+
+
+def _print(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    stated = {name: value for name, value in report.items() if name != "routes"}
+    print(", ".join(f"{name} {value}" for name, value in stated.items()))
+    table = Table("route", "photos/s", "share of matrix rate", "peak memory")
+    for name, figures in report["routes"].items():
+        share = f"{figures['share_of_matrix_rate']:.1%}"
+        memory = f"{figures['peak_memory_gb']:.1f} GB"
+        table.add_row(name, f"{figures['photos_per_s']:.1f}", share, memory)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_features.py"
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_where_there_is_no_gpu() -> None:
+    arguments = ["--backbone", "tiny", "--photos", "6", "--batch", "3", "--size", "64x96"]
+    command = [sys.executable, str(SCRIPT), *arguments]
+    ran = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
+    report = json.loads(ran.stdout)
+    assert report["size"] == "64x96" and report["batch"] == 3 and report["photos"] == 6
+    assert report["weights"] == "tiny"
+    assert report["cosine_fused_to_hugging_face"] > 0.999
+    for figures in report["routes"].values():
+        assert figures["share_of_matrix_rate"] > 0
+        assert figures["photos_per_s"] > 0
+    table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "Hugging Face" in table and "share of matrix rate" in table
