@@ -3,11 +3,12 @@
 ::
 
     RUN/
-    ├── config.yaml               every setting of the run
-    ├── manifest.json             what the model is (vibematch.Manifest)
-    ├── head.safetensors          the trained head, standardisation included
+    ├── config.yaml               every setting of the run; there from the start
+    ├── checkpoints/              what an interrupted run goes on from
     ├── metrics.jsonl             one line per epoch
-    └── evaluation_results.json   retrieval figures beside the untrained backbone
+    ├── evaluation_results.json   retrieval figures beside the untrained backbone
+    ├── head.safetensors          the trained head, standardisation included
+    └── manifest.json             what the model is (vibematch.Manifest); written last
 """
 
 from __future__ import annotations
@@ -15,23 +16,39 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_type_hints
 
 import yaml
 
 from vibematch.errors import InputError
+from vibematch.manifest import FILENAME as MANIFEST_FILENAME
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Fit, Preprocessing
 from vibematch_training.backbone import PROMPT, Backbone, load_backbone
-from vibematch_training.features import FeatureRecipe
-from vibematch_training.head import ProjectionHead
+from vibematch_training.features import FeatureRecipe, Pooling
+from vibematch_training.head import HeadKind, ProjectionHead
+from vibematch_training.objective import Loss, Mining
 
 CONFIG_FILENAME: Final = "config.yaml"
 HEAD_FILENAME: Final = "head.safetensors"
 METRICS_FILENAME: Final = "metrics.jsonl"
 RESULTS_FILENAME: Final = "evaluation_results.json"
+
+Keep = Literal["last", "best"]
+
+_POSITIVE: Final = (
+    "embedding_dim",
+    "hidden_dim",
+    "temperature",
+    "learning_rate",
+    "epochs",
+    "checkpoint_every_epochs",
+)
+_NOT_NEGATIVE: Final = ("margin", "weight_decay", "patience_epochs", "seed")
+_SHARES: Final = ("dropout", "warmup_share")
 
 
 @dataclass(frozen=True)
@@ -43,64 +60,108 @@ class TrainingConfig:
     Attributes:
         photos: folder with photos and ``metadata.csv``.
         backbone: ``tiny``, a checkpoint folder or a hub id.
-        label: the CSV column in which equal values make a positive pair.
+        extractor: empty for Hugging Face's own forward, or the folder of an exported graph.
+        label: the CSV column in which equal values make a positive pair; ``user_id`` works too.
+        undersample: drop photos until all classes are as large as the smallest.
         height: canvas height in pixels, a multiple of 32.
         width: canvas width in pixels, a multiple of 32.
         fit: how a photo fills the canvas: ``cover`` or ``contain``.
         prompt: what the backbone is asked beside the photo.
+        pooling: how token states become one vector: ``mean``, ``last`` or ``image``.
+        head: kind of projection head: ``paper`` or ``plan``.
         embedding_dim: length of the resulting vector.
         hidden_dim: width of the head's hidden layer.
-        dropout: of the head, while training.
-        margin: triplet margin on cosine similarity.
+        dropout: of the ``paper`` head, while training.
+        loss: ``triplet``, ``supcon``, ``multi_similarity`` or ``infonce``.
+        mining: of the triplet loss: ``semihard`` or ``hard``.
+        margin: of the triplet loss, on cosine distance.
+        temperature: of the losses ``supcon`` and ``infonce``.
         classes_per_batch: P of the PK sampler.
         photos_per_class: K of the PK sampler.
-        learning_rate: of AdamW.
+        learning_rate: of AdamW, at its highest.
         weight_decay: of AdamW.
+        warmup_share: part of all steps in which the learning rate rises from 0; after it, it
+            falls along half a cosine.
         epochs: passes over the training photos.
-        seed: of initialisation, sampling, dropout and, without a split column, the split.
+        keep: the ``last`` epoch's head, or the ``best`` by MAP@R on people held out of training.
+        patience_epochs: stop after so many epochs without a better MAP@R on those people; 0 never
+            stops early.
+        selection_share: part of the training people who are held out for ``keep: best`` and
+            ``patience_epochs``; the validation people are never selected on.
+        checkpoint_every_epochs: how often a checkpoint is written.
+        seed: of initialisation, sampling, dropout and of who is held out.
     """
 
     photos: str
     backbone: str = "tiny"
+    extractor: str = ""
     label: str = "fashion_style"
+    undersample: bool = False
     height: int = 256
     width: int = 192
     fit: Fit = "cover"
     prompt: str = PROMPT
+    pooling: Pooling = "mean"
+    head: HeadKind = "paper"
     embedding_dim: int = 256
     hidden_dim: int = 2048
     dropout: float = 0.1
+    loss: Loss = "triplet"
+    mining: Mining = "semihard"
     margin: float = 0.3
+    temperature: float = 0.1
     classes_per_batch: int = 5
     photos_per_class: int = 4
     learning_rate: float = 1e-4
     weight_decay: float = 0.01
+    warmup_share: float = 0.05
     epochs: int = 20
+    keep: Keep = "last"
+    patience_epochs: int = 0
+    selection_share: float = 0.1
+    checkpoint_every_epochs: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, wanted = getattr(self, field.name), type(field.default)
+        for name, wanted in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(wanted)
+            if choices and value not in choices:
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
             if wanted is float and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif wanted in (int, float, str) and type(value) is not wanted:
-                raise InputError(f"{field.name} must be of type {wanted.__name__}, got {value!r}")
-        positive = (
-            "embedding_dim",
-            "hidden_dim",
-            "classes_per_batch",
-            "photos_per_class",
-            "learning_rate",
-            "epochs",
-        )
-        for name in positive:
+                object.__setattr__(self, name, float(value))
+            elif not choices and type(value) is not wanted:
+                raise InputError(f"{name} must be of type {wanted.__name__}, got {value!r}")
+            elif wanted is float and not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, got {value!r}")
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1 or self.seed < 0 or self.weight_decay < 0 or self.margin < 0:
-            raise InputError("dropout must be in [0, 1); seed, weight_decay and margin at least 0")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in _SHARES:
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.selection_share <= 0.5:
+            raise InputError(f"selection_share must be in (0, 0.5], got {self.selection_share}")
         if self.classes_per_batch < 2 or self.photos_per_class < 2:
             raise InputError("triplets need classes_per_batch and photos_per_class of at least 2")
+        if self.loss != "triplet" and self.mining != "semihard":
+            raise InputError(
+                f"mining {self.mining!r} chooses triplets and loss {self.loss!r} has none: leave "
+                "mining out, or train with loss 'triplet'"
+            )
         _ = self.preprocessing  # refuses an impossible canvas before hours of work
+
+    @property
+    def selects(self) -> bool:
+        """Whether epochs are compared on people held out of training."""
+        return self.keep == "best" or self.patience_epochs > 0
+
+    def differences(self, other: TrainingConfig) -> dict[str, tuple[object, object]]:
+        """Setting → its value here and in ``other``, where they differ."""
+        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -162,12 +223,16 @@ class TrainedRun:
             InputError: it holds no finished run.
             ManifestError: its manifest cannot be used.
         """
-        needed = [directory / name for name in (CONFIG_FILENAME, HEAD_FILENAME)]
+        needed = [directory / name for name in (CONFIG_FILENAME, HEAD_FILENAME, MANIFEST_FILENAME)]
         missing = [path.name for path in needed if not path.is_file()]
         if missing:
+            what_to_do = (
+                "make one with `vibematch train PHOTOS --out RUN`"
+                if CONFIG_FILENAME in missing
+                else "go on with `vibematch train PHOTOS --out RUN --resume`"
+            )
             raise InputError(
-                f"{directory} is not a finished run (no {', '.join(missing)}); make one with "
-                "`vibematch train PHOTOS --out RUN`"
+                f"{directory} is not a finished run (no {', '.join(missing)}); {what_to_do}"
             )
         manifest = Manifest.load(directory)
         if hashlib.sha256(needed[1].read_bytes()).hexdigest() != manifest.head_sha256:
@@ -195,12 +260,26 @@ class TrainedRun:
 
     def recipe(self, backbone: Backbone) -> FeatureRecipe:
         """The feature recipe of this run on its loaded backbone."""
-        return FeatureRecipe(backbone, self.manifest.preprocessing, self.manifest.prompt)
+        return FeatureRecipe(
+            backbone, self.manifest.preprocessing, self.manifest.prompt, self.config.pooling
+        )
 
     def results(self) -> dict[str, Any]:
         """What ``evaluation_results.json`` holds."""
         results: dict[str, Any] = json.loads((self.directory / RESULTS_FILENAME).read_text())
         return results
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a folder holds a finished run: its head, and the manifest that is written last."""
+    return all((directory / name).is_file() for name in (HEAD_FILENAME, MANIFEST_FILENAME))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once: a reader, or a kill, meets the old content or the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def parse_size(text: str) -> tuple[int, int]:

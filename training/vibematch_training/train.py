@@ -1,11 +1,14 @@
-"""Train the projection head: the paper's recipe, from a photo folder to a run folder."""
+"""Train the projection head: from a photo folder to a run folder, resumable at any moment."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
+import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,200 +17,345 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from pytorch_metric_learning.distances import CosineSimilarity
-from pytorch_metric_learning.losses import TripletMarginLoss
-from pytorch_metric_learning.miners import TripletMarginMiner
-from pytorch_metric_learning.samplers import MPerClassSampler
-from tqdm import tqdm, trange
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
 
 from vibematch.errors import InputError
+from vibematch.manifest import FILENAME as MANIFEST_FILENAME
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo, read_photos
+from vibematch_training import tracking
 from vibematch_training.backbone import load_backbone
 from vibematch_training.cache import cache_dir
-from vibematch_training.dataset import Dataset, build_dataset
+from vibematch_training.dataset import Dataset, build_dataset, class_of
+from vibematch_training.evaluation import EvaluationSet
 from vibematch_training.features import FeatureRecipe, extract_features
+from vibematch_training.fit import Epoch, LabelledFeatures, fit_head, require_a_batch
 from vibematch_training.head import ProjectionHead
-from vibematch_training.metrics import retrieval_metrics
+from vibematch_training.report import write_evaluation
 from vibematch_training.run import (
     CONFIG_FILENAME,
     HEAD_FILENAME,
     METRICS_FILENAME,
-    RESULTS_FILENAME,
+    TrainedRun,
     TrainingConfig,
+    is_finished,
+    write_text,
 )
+from vibematch_training.summary import counts
 
-HEAD_KIND: Final = "paper"
+CHECKPOINTS: Final = "checkpoints"
+_CHECKPOINT_FILENAME: Final = "latest.safetensors"
+_INPUTS_FILENAME: Final = "inputs.json"
 
 
-def train(config: TrainingConfig, out: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Train a head and write the run folder, complete or not at all.
+def train(
+    config: TrainingConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a head and write the run folder; its manifest is written last.
 
     Args:
         config: every setting.
         out: the run folder to make.
+        resume: go on with ``out`` if it was begun. The result is, bit for bit, that of a run which
+            was never interrupted; a run that was finished is left as it is.
+        tensorboard: write curves to ``out/tensorboard``.
         progress: draw progress bars on standard error.
 
     Returns:
         What ``evaluation_results.json`` holds.
 
     Raises:
-        InputError: settings, photos or labels cannot be used, or ``out`` exists already.
+        InputError: settings, photos or labels cannot be used, ``out`` is taken, or what is to be
+            resumed was begun with other settings, photos or another backbone.
     """
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another --out or remove it first")
-    dataset = build_dataset(read_photos(Path(config.photos)), config.label, config.seed)
-    _require_a_batch(dataset, config)
-    recipe = FeatureRecipe(load_backbone(config.backbone), config.preprocessing, config.prompt)
-    training = _LabelledFeatures.extract(dataset.train, config.label, recipe, progress)
-    validation = _LabelledFeatures.extract(dataset.validation, config.label, recipe, progress)
+    _require_room(config, out, resume)
+    if is_finished(out):
+        return TrainedRun.load(out).results()
+    board = tracking.TensorBoard(out / tracking.DIRECTORY) if tensorboard else None
+    dataset = build_dataset(
+        read_photos(Path(config.photos)), config.label, config.seed, undersample=config.undersample
+    )
+    parts = Parts.of(dataset, config)
+    recipe = feature_recipe(config)
+    out.mkdir(parents=True, exist_ok=True)
+    with _only_writer(out):
+        write_text(out / CONFIG_FILENAME, config.to_yaml())
+        (out / CHECKPOINTS).mkdir(exist_ok=True)
+        everyone = [*parts.train, *parts.selection, *parts.validation]
+        table = FeatureTable.extract(everyone, recipe, progress=progress)
+        _require_same_inputs(out, config, recipe, everyone)
 
-    codes = torch.tensor([dataset.classes.index(label) for label in training.labels])
-    head, history = fit_head(training.features, codes, config, progress=progress)
+        def on_epoch(history: Sequence[Epoch]) -> None:
+            lines = [json.dumps(entry) + "\n" for entry in history]
+            write_text(out / METRICS_FILENAME, "".join(lines))
+            if board is not None:
+                board.log(history[-1])
 
-    with torch.inference_mode():
-        embeddings = head(validation.features)
-    results = {
-        "label": config.label,
-        "classes": dataset.classes,
-        "backbone": config.backbone,
-        "seed": config.seed,
-        "train_photos": len(training.labels),
-        "validation_photos": len(validation.labels),
-        "dropped": dataset.dropped | {"unreadable": training.rejected + validation.rejected},
-        "raw_backbone": validation.metrics(validation.features),
-        "trained_head": validation.metrics(embeddings),
-    }
-    _write_run(out, config, recipe, dataset, head, history, results)
+        learnt = table.of(parts.train, config.label)
+        head, history = fit_head(
+            learnt.features,
+            learnt.codes(dataset.classes),
+            config,
+            validation=table.of(parts.validation, config.label),
+            selection=table.of(parts.selection, config.label) if parts.selection else None,
+            checkpoint=out / CHECKPOINTS / _CHECKPOINT_FILENAME,
+            on_epoch=on_epoch,
+            progress=progress,
+        )
+        if board is not None:
+            board.close()
+        manifest = _manifest(config, recipe, dataset, head.save(out / HEAD_FILENAME))
+        judged, figures = _evaluation_input(config, dataset, parts, table, head)
+        results = write_evaluation(out, judged, config, history, figures, manifest)
+        write_text(out / MANIFEST_FILENAME, manifest.to_json())
     return results
 
 
-def _require_a_batch(dataset: Dataset, config: TrainingConfig) -> None:
-    least = min(config.classes_per_batch, len(dataset.classes)) * config.photos_per_class
-    if len(dataset.train) < least:
-        raise InputError(
-            f"{len(dataset.train)} photos to train on are too few; one batch takes {least}"
-        )
+def feature_recipe(config: TrainingConfig) -> FeatureRecipe:
+    """The recipe a configuration asks for, backbone and exported graph loaded.
 
-
-def fit_head(
-    features: torch.Tensor, codes: torch.Tensor, config: TrainingConfig, *, progress: bool = True
-) -> tuple[ProjectionHead, list[dict[str, float]]]:
-    """Fit the head with triplet margin loss, semi-hard mining and PK batches.
-
-    Loss, miner and sampler are PyTorch Metric Learning's; the recipe is the paper's.
-
-    Args:
-        features: pooled features, float32, shape ``[photos, feature_dim]``.
-        codes: integer class of each photo, int64, shape ``[photos]``.
-        config: the settings; ``config.seed`` makes the result repeatable.
-        progress: draw a progress bar on standard error.
-
-    Returns:
-        The head in evaluation mode, and per epoch the mean ``loss`` and the mean number of
-        semi-hard ``triplets`` in a batch.
+    Raises:
+        InputError: one of them cannot be used, or the graph computes something else.
     """
-    torch.manual_seed(config.seed)
-    np.random.seed(config.seed)  # the sampler draws from numpy's global generator
-    head = ProjectionHead(
-        features.shape[1], config.embedding_dim, config.hidden_dim, config.dropout
-    )
-    head.standardise(features)
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    distance = CosineSimilarity()
-    mine = TripletMarginMiner(config.margin, type_of_triplets="semihard", distance=distance)
-    triplet_loss = TripletMarginLoss(config.margin, distance=distance)
-    classes_per_batch = min(config.classes_per_batch, len(codes.unique()))
-    batch_size = classes_per_batch * config.photos_per_class
-    sampler = MPerClassSampler(
-        codes, config.photos_per_class, batch_size, length_before_new_iter=len(codes)
-    )
-    history = []
-    head.train()
-    bar = trange(1, config.epochs + 1, desc="training", unit="epoch", disable=not progress)
-    for epoch in bar:
-        losses, triplets = [], []
-        for batch in torch.tensor(list(sampler)).split(batch_size):
-            embeddings, classes = head(features[batch]), codes[batch]
-            mined = mine(embeddings, classes)
-            loss = triplet_loss(embeddings, classes, mined)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-            triplets.append(len(mined[0]))
-        history.append(
-            {"epoch": epoch, "loss": float(np.mean(losses)), "triplets": float(np.mean(triplets))}
-        )
-        bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-    return head.eval(), history
+    graph = None
+    if config.extractor:
+        from vibematch_training.graph_extractor import GraphExtractor
+
+        graph = GraphExtractor(Path(config.extractor))
+    backbone = load_backbone(config.backbone)
+    return FeatureRecipe(backbone, config.preprocessing, config.prompt, config.pooling, graph=graph)
 
 
 @dataclass(frozen=True)
-class _LabelledFeatures:
-    """Features of photos with the classes and owners they are judged by."""
+class Parts:
+    """Who is learnt from, who decides which epoch is kept, and who is reported on.
 
-    features: torch.Tensor
-    labels: list[str]
-    users: list[str]
-    rejected: int
+    Attributes:
+        train: photos to learn from.
+        selection: photos of other people, to select an epoch by; empty if nothing is selected.
+        validation: photos of yet other people, whose figures are reported.
+    """
+
+    train: list[Photo]
+    selection: list[Photo]
+    validation: list[Photo]
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: TrainingConfig) -> Parts:
+        """Hold people out of training if the configuration selects.
+
+        Raises:
+            InputError: too few photos or people are left.
+        """
+        train, selection = dataset.train, list[Photo]()
+        if config.selects:
+            train, selection = hold_out_people(
+                train, config.label, config.selection_share, config.seed
+            )
+        classes = {class_of(photo, config.label) for photo in train}
+        require_a_batch(len(train), len(classes), config)
+        return cls(train, selection, dataset.validation)
+
+
+def hold_out_people(
+    photos: Sequence[Photo], label: str, share: float, seed: int
+) -> tuple[list[Photo], list[Photo]]:
+    """Hold out about a share of the people, stratified by class; nobody is on both sides.
+
+    Args:
+        photos: labelled photos of many people.
+        label: what makes the classes.
+        share: how many of the people, in (0, 0.5].
+        seed: of the choice.
+
+    Returns:
+        The remaining people's photos, and those of the held-out people, generated ones left out.
+
+    Raises:
+        InputError: too few people.
+    """
+    users = [photo.user_id for photo in photos]
+    folds = round(1 / share)
+    if len(set(users)) < folds:
+        raise InputError(
+            f"{len(set(users))} people to train on are too few to hold {share:.0%} of them out "
+            "for choosing an epoch; use keep: last and patience_epochs: 0"
+        )
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    classes = [class_of(photo, label) for photo in photos]
+    kept, held_out = next(split.split(np.zeros(len(photos)), classes, users))
+    chosen = [photos[position] for position in held_out]
+    return [photos[position] for position in kept], [p for p in chosen if not p.generated]
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of photos, by file.
+
+    Attributes:
+        vectors: float32, shape ``[usable photos, feature_dim]``.
+        rows: file → its row.
+        rejected: why the other photos could not be used, one sentence each.
+    """
+
+    vectors: torch.Tensor
+    rows: dict[Path, int]
+    rejected: list[str]
 
     @classmethod
     def extract(
-        cls, photos: Sequence[Photo], label: str, recipe: FeatureRecipe, progress: bool
-    ) -> _LabelledFeatures:
-        """Compute features, leaving out (and naming) photos that cannot be read."""
-        extracted = extract_features(
-            [photo.path for photo in photos], recipe, cache_dir("features"), progress=progress
-        )
+        cls, photos: Sequence[Photo], recipe: FeatureRecipe, *, progress: bool = True
+    ) -> FeatureTable:
+        """Compute features or read them from the cache, naming photos that cannot be read."""
+        paths = [photo.path for photo in photos]
+        extracted = extract_features(paths, recipe, cache_dir("features"), progress=progress)
         for reason in extracted.rejected:
             tqdm.write(f"left out: {reason}", file=sys.stderr)
-        usable = [photos[position] for position in extracted.usable]
-        return cls(
-            extracted.vectors,
-            [photo.labels[label] for photo in usable],
+        rows = {paths[position]: row for row, position in enumerate(extracted.usable)}
+        return cls(extracted.vectors, rows, extracted.rejected)
+
+    def usable(self, photos: Sequence[Photo]) -> list[Photo]:
+        """Those of the photos that have features."""
+        return [photo for photo in photos if photo.path in self.rows]
+
+    def of(self, photos: Sequence[Photo], label: str) -> LabelledFeatures:
+        """The features of the usable ones among photos, in their order."""
+        usable = self.usable(photos)
+        return LabelledFeatures(
+            self.vectors[[self.rows[photo.path] for photo in usable]],
+            [str(class_of(photo, label)) for photo in usable],
             [photo.user_id for photo in usable],
-            len(extracted.rejected),
         )
 
-    def metrics(self, vectors: torch.Tensor) -> dict[str, float]:
-        """Retrieval metrics of these photos, represented by ``[photos, dim]`` vectors."""
-        return retrieval_metrics(vectors.numpy(), self.labels, self.users)
+
+def photos_digest(photos: Sequence[Photo], label: str) -> str:
+    """SHA-256 (hex) of what the loop sees of the photos: content, class and owner, in order."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        try:
+            with photo.path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:  # named and left out when features are extracted
+            content = "unreadable"
+        digest.update(json.dumps([content, class_of(photo, label), photo.user_id]).encode())
+    return digest.hexdigest()
 
 
-def _write_run(
-    out: Path,
-    config: TrainingConfig,
-    recipe: FeatureRecipe,
-    dataset: Dataset,
-    head: ProjectionHead,
-    history: Sequence[dict[str, float]],
-    results: dict[str, Any],
+# --- the run folder
+
+
+def _require_room(config: TrainingConfig, out: Path, resume: bool) -> None:
+    """Refuse to touch what is not this run."""
+    if not out.exists():
+        return
+    begun = (out / CONFIG_FILENAME).is_file()
+    if not begun:
+        if out.is_dir() and all(path.suffix == ".partial" for path in out.iterdir()):
+            return
+        raise InputError(f"{out} exists already and is not a run folder; choose another --out")
+    if not resume:
+        if is_finished(out):
+            raise InputError(
+                f"{out} exists already, a finished run; choose another --out or remove it first"
+            )
+        raise InputError(
+            f"{out} exists already, a run that was not finished: go on with it by --resume, "
+            "choose another --out, or remove it first"
+        )
+    theirs = TrainingConfig.from_yaml(out / CONFIG_FILENAME)
+    different = theirs.differences(config)
+    if different:
+        raise InputError(
+            f"{out} was begun with other settings: "
+            + ", ".join(
+                f"{name} was {old!r}, not {new!r}" for name, (old, new) in different.items()
+            )
+            + "; resume it with its own, or choose another --out"
+        )
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Keep a second process out; the lock goes with the process, however it ends."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training {out}; wait for it") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _require_same_inputs(
+    out: Path, config: TrainingConfig, recipe: FeatureRecipe, photos: Sequence[Photo]
 ) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
-        partial = Path(name) / out.name
-        partial.mkdir()
-        head_sha256 = head.save(partial / HEAD_FILENAME)
-        Manifest(
-            embedding_dim=config.embedding_dim,
-            preprocessing=config.preprocessing,
-            prompt=config.prompt,
-            pooling=recipe.pooling,
-            backbone=config.backbone,
-            backbone_sha256=recipe.backbone.sha256,
-            head=HEAD_KIND,
-            head_sha256=head_sha256,
-            precision="fp32",
-            labels={config.label: dataset.classes},
-            library_versions={name: version(name) for name in ("torch", "transformers")},
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        ).save(partial)
-        (partial / CONFIG_FILENAME).write_text(config.to_yaml(), encoding="utf-8")
-        lines = [json.dumps(entry) + "\n" for entry in history]
-        (partial / METRICS_FILENAME).write_text("".join(lines), encoding="utf-8")
-        text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
-        (partial / RESULTS_FILENAME).write_text(text, encoding="utf-8")
-        partial.rename(out)
+    """Note what the run was begun on, or compare with what was noted."""
+    path = out / CHECKPOINTS / _INPUTS_FILENAME
+    inputs = {"features": recipe.key, "photos": photos_digest(photos, config.label)}
+    if not path.exists():
+        write_text(path, json.dumps(inputs, indent=2) + "\n")
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    if begun["features"] != inputs["features"]:
+        raise InputError(
+            f"{out} was begun with other features: the files of backbone {config.backbone} "
+            "changed since, or this version makes features differently; start a new run with "
+            "another --out"
+        )
+    if begun["photos"] != inputs["photos"]:
+        raise InputError(
+            f"{out} was begun with other photos: files or labels in {config.photos} changed "
+            "since; restore them, or start a new run with another --out"
+        )
+
+
+def _evaluation_input(
+    config: TrainingConfig,
+    dataset: Dataset,
+    parts: Parts,
+    table: FeatureTable,
+    head: ProjectionHead,
+) -> tuple[EvaluationSet, dict[str, Any]]:
+    """What is judged, and the counts of the data beside it."""
+    judged = table.usable(parts.validation)
+    features = table.of(judged, config.label).features
+    with torch.inference_mode():
+        embeddings = head(features)
+    groups = {"train": parts.train, "validation": parts.validation}
+    if parts.selection:
+        groups["selection"] = parts.selection
+    figures: dict[str, Any] = {
+        name: counts(table.usable(photos), config.label) for name, photos in groups.items()
+    }
+    figures["dropped"] = dataset.dropped | {"unreadable": len(table.rejected)}
+    return (
+        EvaluationSet(judged, config.label, dataset.classes, features.numpy(), embeddings.numpy()),
+        figures,
+    )
+
+
+def _manifest(
+    config: TrainingConfig, recipe: FeatureRecipe, dataset: Dataset, head_sha256: str
+) -> Manifest:
+    return Manifest(
+        embedding_dim=config.embedding_dim,
+        preprocessing=config.preprocessing,
+        prompt=config.prompt,
+        pooling=config.pooling,
+        backbone=config.backbone,
+        backbone_sha256=recipe.backbone.sha256,
+        head=config.head,
+        head_sha256=head_sha256,
+        precision="fp32",
+        labels={config.label: dataset.classes},
+        library_versions={name: version(name) for name in ("torch", "transformers")},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
