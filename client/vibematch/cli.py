@@ -29,7 +29,18 @@ if TYPE_CHECKING:  # at run time, each command imports what it needs
 
 DEFAULT_URL: Final = "localhost:8001"
 ENTRY_POINTS: Final = "vibematch.commands"
-LAB_COMMANDS: Final[tuple[str, ...]] = ("sample-photos", "train", "export", "serve", "demo")
+LAB_COMMANDS: Final[tuple[str, ...]] = (
+    "sample-photos",
+    "dataset",
+    "label",
+    "augment",
+    "train",
+    "compare",
+    "evaluate",
+    "export",
+    "serve",
+    "demo",
+)
 
 _INSTALL_LAB: Final = "clone the repository and run `make install` there"
 _PATIENCE_S: Final = 300.0

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vibematch_training.commands import sample_photos, train
+from vibematch_training.commands import (
+    augment,
+    compare,
+    dataset,
+    evaluate,
+    label,
+    sample_photos,
+    train,
+)
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -13,5 +21,5 @@ if TYPE_CHECKING:
 
 def register(commands: Commands) -> None:
     """Add this package's commands to the command line, in the order of the work."""
-    for command in (sample_photos, train):
+    for command in (sample_photos, dataset, label, augment, train, compare, evaluate):
         command.register(commands)
