@@ -24,11 +24,11 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 training and 98 validation photos of drawn people."""
+    """200 training and 60 validation photos of drawn people."""
     from vibematch_training.sample_photos import write_sample_photos
 
     folder = tmp_path_factory.mktemp("sample") / "photos"
-    write_sample_photos(folder, train_photos=300, validation_photos=98, progress=False)
+    write_sample_photos(folder, train_photos=200, validation_photos=60, progress=False)
     return folder
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from vibematch.encoder import PhotoLike, read_photo
 from vibematch.errors import InputError, PhotoError
-from vibematch.preprocess import Preprocessing, decode
+from vibematch.preprocess import MAX_BYTES, decode
 
 if TYPE_CHECKING:
     from vibematch.engine import MatchingEngine
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 THUMBNAIL_SIZE: Final = (360, 450)
 """Width and height in pixels; shown at about half of that, so that it is sharp everywhere."""
 
-# Only the caps matter here: they are those of the service's own default.
-_CAPS: Final = Preprocessing(height=32, width=32)
 _JPEG_QUALITY: Final = 82
 _STYLE: Final = "fashion_style"
 
@@ -140,28 +138,35 @@ def _style(style: str | None, *, agrees: bool) -> str:
 
 def _picture(person: Person, role: str) -> str:
     name = html.escape(person.user_id)
-    thumbnail = _thumbnail(person.photo)
-    if thumbnail is None:
+    picture = None if person.photo is None else thumbnail(person.photo, THUMBNAIL_SIZE)
+    if picture is None:
         return f'<div class="photo none" role="img" aria-label="{name}, no photo">no photo</div>'
     width, height = THUMBNAIL_SIZE
     return (
-        f'<img class="photo" src="data:image/jpeg;base64,{thumbnail}" width="{width}" '
+        f'<img class="photo" src="data:image/jpeg;base64,{picture}" width="{width}" '
         f'height="{height}" alt="{name}, {role} photo">'
     )
 
 
-def _thumbnail(photo: PhotoLike | None) -> str | None:
-    """The photo, upright and cut to size, as base64 JPEG; ``None`` if it cannot be had."""
-    if photo is None:
-        return None
+def thumbnail(photo: PhotoLike, size: tuple[int, int], quality: int = _JPEG_QUALITY) -> str | None:
+    """A photo for the inside of a page, as base64 JPEG: upright, cut to size, without metadata.
+
+    Args:
+        photo: file bytes, a path or a Pillow image.
+        size: width and height in pixels.
+        quality: of the JPEG, 1 to 95.
+
+    Returns:
+        The text; ``None`` if the photo is missing or damaged.
+    """
     try:
-        image = decode(read_photo(photo, _CAPS.max_bytes), _CAPS)
+        image = decode(read_photo(photo, MAX_BYTES))
     except PhotoError:
         return None
     # People stand in the middle, their faces above it: keep more of the top.
-    fitted = ImageOps.fit(image, THUMBNAIL_SIZE, Image.Resampling.LANCZOS, centering=(0.5, 0.3))
+    fitted = ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=(0.5, 0.3))
     file = io.BytesIO()
-    fitted.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    fitted.save(file, "JPEG", quality=quality, optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -31,7 +31,8 @@ class Manifest:
         head: kind of projection head, e.g. ``paper``.
         head_sha256: digest of the head's weights.
         precision: number format of the graph: ``fp32``, ``int8``, ``bf16`` or ``fp16``.
-        labels: label column → its classes, in the order of their integer codes.
+        labels: label column → its classes, in the order of their integer codes; empty where the
+            classes are people.
         parity: figures of the comparison with the reference model; empty before export.
         library_versions: package → version that made the artefact.
         created_at: ISO 8601 time in UTC.

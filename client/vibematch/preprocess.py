@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from vibematch.errors import InputError, PhotoError
 
 REVISION: Final = 1
+MAX_BYTES: Final = 15 * 2**20
+MAX_PIXELS: Final = 64_000_000
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 PATCH_MULTIPLE: Final = 32
 """Canvas sides are a multiple of this: Qwen3-VL merges 2x2 patches of 16 pixels into one token."""
@@ -73,8 +75,8 @@ class Preprocessing:
     height: int
     width: int
     fit: Fit = "cover"
-    max_bytes: int = 15 * 2**20
-    max_pixels: int = 64_000_000
+    max_bytes: int = MAX_BYTES
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
@@ -101,28 +103,27 @@ def preprocess(photo: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uin
     Raises:
         PhotoError: the bytes are no such photo, are damaged, or exceed a cap.
     """
-    image = decode(photo, preprocessing)
+    image = decode(photo, preprocessing.max_bytes, preprocessing.max_pixels)
     fitted = _FITTERS[preprocessing.fit](image, (preprocessing.width, preprocessing.height))
     return np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def decode(photo: bytes, preprocessing: Preprocessing) -> Image.Image:
+def decode(photo: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode one photo to an upright RGB image of its own size.
 
     Args:
         photo: the bytes of a JPEG, PNG or WebP file.
-        preprocessing: only its caps are used.
+        max_bytes: larger photo files are refused.
+        max_pixels: photos that decode to more pixels are refused before decoding.
 
     Raises:
         PhotoError: the bytes are no such photo, are damaged, or exceed a cap.
     """
     if not photo:
         raise PhotoError("the photo is empty (0 bytes)")
-    if len(photo) > preprocessing.max_bytes:
-        raise PhotoError(
-            f"the photo has {len(photo):,} bytes; the limit is {preprocessing.max_bytes:,}"
-        )
-    image = _open(photo, preprocessing.max_pixels)
+    if len(photo) > max_bytes:
+        raise PhotoError(f"the photo has {len(photo):,} bytes; the limit is {max_bytes:,}")
+    image = _open(photo, max_pixels)
     # A hostile file can raise almost anything from inside a decoder; all of it means the same.
     try:
         image.load()

@@ -23,10 +23,10 @@ from vibematch.photos import Photo, read_photos
 from vibematch_export.export import export
 from vibematch_export.repository import write_repository
 from vibematch_export.triton import TritonServer
-from vibematch_training.dataset import SPLIT_COLUMN
-from vibematch_training.report import print_results
+from vibematch_training.evaluation.report import REPORT_FILENAME, print_results
 from vibematch_training.run import TrainingConfig
 from vibematch_training.sample_photos import write_sample_photos
+from vibematch_training.schema import SPLIT_COLUMN, VALIDATION
 from vibematch_training.train import train
 
 TOP_K: Final = 5
@@ -86,7 +86,7 @@ def demo(out: Path, *, photos: Path | None = None) -> None:
         f"Hugging Face's forward + trained head, over {manifest.parity['photos']:.0f} photos."
     )
     console.print(timer.table())
-    print(f"Gallery: {gallery.resolve()}")
+    print(f"Report:  {(run / REPORT_FILENAME).resolve()}\nGallery: {gallery.resolve()}")
 
 
 def _visitors(folder: Path) -> list[Photo]:
@@ -97,7 +97,7 @@ def _visitors(folder: Path) -> list[Photo]:
 
 
 def _unseen_people(folder: Path) -> list[Photo]:
-    return [photo for photo in read_photos(folder) if photo.labels[SPLIT_COLUMN] == "validation"]
+    return [photo for photo in read_photos(folder) if photo.labels[SPLIT_COLUMN] == VALIDATION]
 
 
 def _prepare(out: Path) -> None:
@@ -144,7 +144,7 @@ def _write_gallery(
         rows,
         title="People who share a style",
         subtitle=f"Recall@1 {trained['recall_at_1']:.2f} on people the model has not seen "
-        f"(untrained backbone {raw['recall_at_1']:.2f}) · backbone {manifest.backbone} · model "
+        f"(backbone alone {raw['recall_at_1']:.2f}) · backbone {manifest.backbone} · model "
         f"{manifest.fingerprint[:12]}",
     )
 

@@ -19,13 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from vibematch.errors import InputError
 from vibematch.photos import read_photos
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import OPSET, write_onnx
 from vibematch_export.parity import measure_parity, require_parity
 from vibematch_export.repository import WEIGHTS
-from vibematch_training.dataset import build_dataset
+from vibematch_training.dataset import load_dataset
 from vibematch_training.run import TrainedRun, TrainingConfig
 
 PARITY_PHOTOS: Final = 98
@@ -55,7 +57,7 @@ def export(
         canvas = dataclasses.replace(manifest.preprocessing, height=size[0], width=size[1])
         manifest = dataclasses.replace(manifest, preprocessing=canvas)
     paths = _parity_photos(run.config, photos)
-    backbone = run.load_backbone()
+    backbone = run.load_backbone(torch.float32, "cpu")  # where the fused module is put together
     recipe = dataclasses.replace(run.recipe(backbone), preprocessing=manifest.preprocessing)
 
     target = run_directory / "export" / manifest.precision
@@ -94,5 +96,5 @@ def _parity_photos(config: TrainingConfig, photos: Path | None) -> list[Path]:
             f"the run's photos are no longer at {folder}; name a folder to prove parity on with "
             "--photos"
         )
-    dataset = build_dataset(read_photos(folder), config.label, config.seed)
+    dataset = load_dataset(folder, config.label, config.seed, undersample=config.undersample)
     return [photo.path for photo in dataset.validation][:PARITY_PHOTOS]

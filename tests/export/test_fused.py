@@ -104,7 +104,7 @@ def test_deepstack_is_part_of_the_function(backbone: Backbone) -> None:
     with torch.inference_mode():
         image, deepstack = fused.vision(torch.from_numpy(_pixels(1, 64, 64)))
         right = fused.decoder(image, deepstack)
-        assert len(deepstack) == 3
+        assert len(deepstack) == len(fused.vision.taps) > 1
         assert (fused.decoder(image, []) - right).abs().max() > 1e-2
         assert (fused.decoder(image, deepstack[::-1]) - right).abs().max() > 1e-2
 
@@ -138,7 +138,7 @@ def test_no_embedding_table_and_no_trace_of_this_machine(exported_model: Path) -
 def test_the_exported_folder_is_complete(exported_model: Path, trained_run: Path) -> None:
     manifest = Manifest.load(exported_model)
     assert manifest.fingerprint == Manifest.load(trained_run).fingerprint
-    assert manifest.parity["photos"] == 98
+    assert manifest.parity["photos"] == 60
     assert manifest.parity["min_cosine"] >= 0.99999
     assert {path.name for path in exported_model.iterdir()} == {
         "model.onnx",
@@ -156,7 +156,7 @@ def test_a_graph_that_strays_is_not_published(
     class Astray(FusedEncoder):
         def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             image, deepstack = self.vision(pixels)
-            strayed = self.decoder(image, deepstack[:2]).mean(dim=1)
+            strayed = self.decoder(image, deepstack[:-1]).mean(dim=1)
             return self.head(strayed), strayed
 
     monkeypatch.setattr(export_module, "FusedEncoder", Astray)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vibematch.errors import InputError
-from vibematch_training.agreement import agreement, print_agreement, read_human_labels
+from vibematch_training.annotation.agreement import agreement, print_agreement, read_human_labels
 from vibematch_training.schema import SHOT_TYPES
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 from vibematch.cli import main
 from vibematch.errors import InputError
 from vibematch.photos import read_photos
-from vibematch_training.augmentation import AugmentationResult, augment, edit_prompt
-from vibematch_training.endpoint import Endpoint
-from vibematch_training.ledger import LOST
-from vibematch_training.prices import Price
+from vibematch_training.annotation.augmentation import AugmentationResult, augment, edit_prompt
+from vibematch_training.annotation.endpoint import Endpoint
+from vibematch_training.annotation.ledger import LOST
+from vibematch_training.annotation.prices import Price
 from vibematch_training.schema import PROVENANCE_COLUMNS
 
 

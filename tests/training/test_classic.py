@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 from skimage.color import rgb2hsv
 
-from vibematch_training.classic import Recipe
+from vibematch_training.annotation.classic import Recipe
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from vibematch.errors import InputError
 from vibematch.photos import Photo
 from vibematch_training.dataset import (
-    USER_LABEL,
     build_dataset,
     check_labels,
     class_of,
     load_dataset,
 )
-from vibematch_training.schema import CATEGORIES
+from vibematch_training.schema import CATEGORIES, USER_LABEL
 
 NOTHING_DROPPED = {
     "unlabelled": 0,

@@ -12,7 +12,8 @@ from PIL import Image
 from vibematch.cli import main
 from vibematch.errors import InputError
 from vibematch.photos import read_photos
-from vibematch_training.dataset import USER_LABEL, load_dataset
+from vibematch_training.dataset import load_dataset
+from vibematch_training.schema import USER_LABEL
 from vibematch_training.summary import draw_summary, figures, summarise
 
 STYLES = ("Casual_Basic", "Street_Hip")

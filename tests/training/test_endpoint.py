@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vibematch.errors import InputError
-from vibematch_training.endpoint import Endpoint, Pacer, api_key
+from vibematch_training.annotation.endpoint import Endpoint, Pacer, api_key
 
 
 @given(

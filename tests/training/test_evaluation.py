@@ -14,8 +14,8 @@ from sklearn.metrics import confusion_matrix
 
 from vibematch.cli import main
 from vibematch.photos import Photo
-from vibematch_training.evaluation import MAX_CLASSES, EvaluationSet, evaluate
-from vibematch_training.metrics import retrieve
+from vibematch_training.evaluation.evaluate import MAX_CLASSES, EvaluationSet, evaluate
+from vibematch_training.evaluation.metrics import retrieve
 
 SHOTS = ("Selfie_CloseUp", "Others_Cam")
 

@@ -13,7 +13,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-import transformers
 from PIL import Image
 
 from vibematch.errors import InputError
@@ -151,7 +150,7 @@ def test_whatever_changes_features_changes_the_key(
     keys = [recipe.key, *(other.key for other in others)]
     for module, name, value in (
         (features, "REVISION", features.REVISION + 1),
-        (transformers, "__version__", "6.0.0"),
+        (features.transformers, "__version__", "6.0.0"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from vibematch.errors import InputError
 from vibematch_training import fit as fit_module
+from vibematch_training.evaluation.metrics import retrieval_metrics
 from vibematch_training.fit import (
     LabelledFeatures,
     best_epoch,
@@ -19,8 +21,7 @@ from vibematch_training.fit import (
     learning_rate,
 )
 from vibematch_training.head import ProjectionHead
-from vibematch_training.metrics import retrieval_metrics
-from vibematch_training.run import TrainingConfig
+from vibematch_training.run import PAPER, TrainingConfig
 
 
 def _clusters(classes: int, photos: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +41,8 @@ def _people(photos: int, seed: int, classes: int = 5) -> LabelledFeatures:
 
 
 def _config(**settings: object) -> TrainingConfig:
-    return TrainingConfig(**{"photos": "unused", "hidden_dim": 64, "epochs": 5, **settings})
+    small = {"photos": "unused", "hidden_dim": 64, "epochs": 5}
+    return TrainingConfig(**{**PAPER, **small, **settings})
 
 
 # --- learning
@@ -232,7 +234,7 @@ def test_interrupted_after_any_epochs_it_ends_the_same(
     settings: dict[str, object], tmp_path: Path
 ) -> None:
     features, codes = _clusters(classes=5, photos=60)
-    config = _config(**{"epochs": 5, "checkpoint_every_epochs": 1, **settings})
+    config = _config(**{"epochs": 4, "checkpoint_every_epochs": 1, **settings})
     watched = {"validation": _people(40, seed=2), "selection": _guessers()}
     head, history = fit_head(features, codes, config, **watched, progress=False)
     head.save(tmp_path / "whole")
@@ -276,15 +278,14 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     features, codes = _clusters(classes=5, photos=100)
     config = _config(checkpoint_every_epochs=1)
     whole, history = fit_head(features, codes, config, progress=False)
-    write, calls = Path.write_bytes, itertools.count()
+    calls = itertools.count()
 
-    def torn(path: Path, content: bytes) -> int:
+    def torn(descriptor: int) -> None:
         if next(calls) == 2:
-            write(path, content[:1000])
+            os.ftruncate(descriptor, 1000)
             raise _Killed
-        return write(path, content)
 
-    monkeypatch.setattr(Path, "write_bytes", torn)
+    monkeypatch.setattr(os, "fsync", torn)
     checkpoint = tmp_path / "latest.safetensors"
     with pytest.raises(_Killed):
         fit_head(features, codes, config, checkpoint=checkpoint, progress=False)

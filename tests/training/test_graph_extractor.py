@@ -26,7 +26,7 @@ from vibematch_training.run import TrainedRun
 def recipe(trained_run: Path) -> FeatureRecipe:
     """Hugging Face's forward, as the run was trained with."""
     run = TrainedRun.load(trained_run)
-    return run.recipe(run.load_backbone())
+    return run.recipe(run.load_backbone(torch.float32, "cpu"))
 
 
 @pytest.fixture(scope="module")

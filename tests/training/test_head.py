@@ -27,8 +27,8 @@ def _trained(kind: HeadKind) -> ProjectionHead:
     return head.eval()
 
 
-def test_the_default_head_is_the_papers() -> None:
-    head = ProjectionHead(2048, 256)
+def test_the_papers_head() -> None:
+    head = ProjectionHead(2048, 256, 2048, 0.1)
     kinds = [type(layer).__name__ for layer in head.layers]
     assert kinds == ["Linear", "LayerNorm", "GELU", "Dropout", "Linear"]
     assert head.layers[0].weight.shape == (2048, 2048)

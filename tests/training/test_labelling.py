@@ -17,10 +17,15 @@ from PIL import Image
 
 from vibematch.errors import InputError
 from vibematch.photos import read_photos
-from vibematch_training.endpoint import Endpoint, InvalidAnswerError
-from vibematch_training.labelling import COLUMNS, LabellingResult, label_photos, parse_labels
-from vibematch_training.ledger import LOST
-from vibematch_training.prices import Price
+from vibematch_training.annotation.endpoint import Endpoint, InvalidAnswerError
+from vibematch_training.annotation.labelling import (
+    COLUMNS,
+    LabellingResult,
+    label_photos,
+    parse_labels,
+)
+from vibematch_training.annotation.ledger import LOST
+from vibematch_training.annotation.prices import Price
 from vibematch_training.schema import CATEGORIES
 
 GOOD = {
@@ -332,7 +337,7 @@ def test_labels_of_people_stay_and_their_gaps_are_filled(label, openai_server, f
 
 
 def test_copies_are_labelled_but_no_second_opinion(label, few_photos):
-    from vibematch_training.augmentation import augment
+    from vibematch_training.annotation.augmentation import augment
 
     label()
     made = augment(few_photos, 1, progress=False).made

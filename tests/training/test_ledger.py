@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vibematch.errors import InputError
-from vibematch_training.ledger import LOST, Ledger
+from vibematch_training.annotation.ledger import LOST, Ledger
 
 events = st.tuples(
     st.sampled_from(["sent", "failed", "invalid", "answered", "quarantined"]),

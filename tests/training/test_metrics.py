@@ -14,8 +14,8 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-from vibematch_training import metrics
-from vibematch_training.metrics import (
+from vibematch_training.evaluation import metrics
+from vibematch_training.evaluation.metrics import (
     class_distances,
     mean_distances,
     retrieval_metrics,

@@ -12,8 +12,8 @@ from huggingface_hub import ModelCard
 
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo
-from vibematch_training.evaluation import EvaluationSet, evaluate
-from vibematch_training.model_card import CHECKS, PROHIBITED, model_card
+from vibematch_training.evaluation.evaluate import EvaluationSet, evaluate
+from vibematch_training.evaluation.model_card import CHECKS, PROHIBITED, model_card
 from vibematch_training.run import TrainedRun, TrainingConfig
 
 HOSTILE = "a|b <b>\n`x` [c](d)"

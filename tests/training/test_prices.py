@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from vibematch_training.endpoint import Usage
-from vibematch_training.prices import Estimate, Price, image_tokens, known_price
+from vibematch_training.annotation.endpoint import Usage
+from vibematch_training.annotation.prices import Estimate, Price, image_tokens, known_price
 
 
 @pytest.mark.parametrize(

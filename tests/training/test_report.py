@@ -15,9 +15,9 @@ from PIL import Image
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo
 from vibematch.preprocess import Preprocessing
-from vibematch_training import report as report_module
-from vibematch_training.evaluation import EvaluationSet
-from vibematch_training.report import print_results, verdict, write_evaluation
+from vibematch_training.evaluation import report as report_module
+from vibematch_training.evaluation.evaluate import EvaluationSet
+from vibematch_training.evaluation.report import print_results, verdict, write_evaluation
 from vibematch_training.run import TrainingConfig
 
 SCRIPT = "<script>alert('style')</script>"

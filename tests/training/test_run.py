@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from vibematch.cli import main
 from vibematch.errors import InputError
 from vibematch_training.run import (
     TrainedRun,
     TrainingConfig,
     is_finished,
     parse_size,
-    write_text,
 )
 
 
@@ -72,19 +74,30 @@ def test_differences_are_named() -> None:
     assert ours.differences(ours) == {}
 
 
-def test_every_setting_is_explained() -> None:
+def test_every_setting_is_explained_with_its_default() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.partition("| setting | default | |")[2]
+    stated = {}
+    for names, values in re.findall(r"^\| (`[^|]*`) \| ([^|]*)\|", table, flags=re.MULTILINE):
+        stated |= zip(re.findall(r"`(\w+)`", names), values.strip().split(", "), strict=True)
     for field in dataclasses.fields(TrainingConfig):
         assert f"        {field.name}: " in TrainingConfig.__doc__
-        assert f"`{field.name}`" in page
+        if field.name not in ("photos", "prompt"):
+            assert yaml.safe_load(stated[field.name].strip("`") or "''") == field.default
+    assert len(stated) == len(dataclasses.fields(TrainingConfig))
 
 
-def test_a_text_file_is_replaced_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "사진")
-    write_text(path, "photo")
-    assert path.read_text(encoding="utf-8") == "photo"
-    assert list(tmp_path.iterdir()) == [path]
+def test_the_help_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    stated = dict(re.findall(r"--([a-z-]+) (?:(?!--)[^;])*; default: (\w+)", text))
+    stated |= dict(re.findall(r"--([a-z-]+) \S+ default: (\w+)", text))
+    canvas = f"{TrainingConfig('x').height}x{TrainingConfig('x').width}"
+    assert stated.pop("size") == canvas
+    assert len(stated) >= 8
+    for option, default in stated.items():
+        assert default == str(getattr(TrainingConfig("x"), option.replace("-", "_")))
 
 
 def test_a_run_is_finished_by_its_manifest(tmp_path: Path) -> None:

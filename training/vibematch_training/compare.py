@@ -25,14 +25,15 @@ from rich.table import Table
 from tqdm import tqdm
 
 from vibematch.errors import InputError
-from vibematch.photos import Photo, read_photos
-from vibematch_training.dataset import build_dataset
+from vibematch.photos import Photo
+from vibematch_training.dataset import build_dataset, read_labelled_photos
 from vibematch_training.features import FeatureRecipe, Pooling
+from vibematch_training.files import FolderLock, write_atomically
 from vibematch_training.fit import fit_head
 from vibematch_training.head import HeadKind
 from vibematch_training.objective import Loss, Mining
-from vibematch_training.run import TrainingConfig, write_text
-from vibematch_training.train import FeatureTable, Parts, feature_recipe, photos_digest
+from vibematch_training.run import PAPER, TrainingConfig
+from vibematch_training.train import FeatureTable, Parts, feature_recipe
 
 JSON_FILENAME: Final = "comparison.json"
 MARKDOWN_FILENAME: Final = "comparison.md"
@@ -54,11 +55,12 @@ _FACTORS: Final[Mapping[str, tuple[str, ...]]] = {
     "loss": get_args(Loss),
     "pooling": get_args(Pooling),
 }
-_COMBINATIONS: Final[Sequence[Mapping[str, Any]]] = (
-    {"head": "plan", "mining": "hard"},  # the recipe of the project plan
-    {"head": "plan", "loss": "supcon"},
-    {"head": "plan", "loss": "multi_similarity"},
-)
+_COMBINATIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "the paper's numbers": PAPER,
+    "head plan + mining hard": {"head": "plan", "mining": "hard"},  # as in the project plan
+    "head plan + loss supcon": {"head": "plan", "loss": "supcon"},
+    "head plan + loss multi_similarity": {"head": "plan", "loss": "multi_similarity"},
+}
 _RAW: Final = "raw backbone"
 
 Figures = dict[str, float | None]
@@ -81,31 +83,30 @@ class Row:
     @property
     def key(self) -> str:
         """Tells its runs from those of other rows."""
-        choices = ", ".join(f"{name} {getattr(self.config, name)}" for name in _FACTORS)
+        choices = ", ".join(f"{name} {getattr(self.config, name)}" for name in (*_FACTORS, *PAPER))
         return choices if self.trained else f"{_RAW}, {self.config.pooling}"
 
 
 def rows_around(config: TrainingConfig) -> list[Row]:
     """The table's rows: raw features, ``config``, each choice changed alone, and some together."""
-    varied: list[dict[str, Any]] = [
-        {name: value}
+    varied: dict[str, Mapping[str, Any]] = {
+        f"{name} {value}": {name: value}
         for name, values in _FACTORS.items()
         for value in values
         if value != getattr(config, name) and not (name == "pooling" and config.extractor)
-    ]
-    poolings = [row["pooling"] for row in varied if "pooling" in row]
+    }
+    poolings = [changes["pooling"] for changes in varied.values() if "pooling" in changes]
     raw = [
         Row(f"{_RAW}, {pooling} pooling", dataclasses.replace(config, pooling=pooling), False)
         for pooling in (config.pooling, *poolings)
     ]
     chosen = " + ".join(getattr(config, name) for name in _FACTORS)
     rows = {config: Row(chosen, config)}
-    for changes in (*varied, *_COMBINATIONS):
+    for name, changes in {**varied, **_COMBINATIONS}.items():
         try:
             changed = dataclasses.replace(config, **changes)
         except InputError:  # such as hard mining where the loss has no triplets
             continue
-        name = " + ".join(f"{name} {value}" for name, value in changes.items())
         rows.setdefault(changed, Row(name, changed))
     return [*raw, *rows.values()]
 
@@ -129,23 +130,24 @@ def compare(
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
-    photos = read_photos(Path(config.photos))
-    build_dataset(photos, config.label, config.seed)  # refuses unusable labels before the rest
+    photos = read_labelled_photos(Path(config.photos), config.label)
+    build_dataset(photos, config.label, config.seed)  # refuses what cannot be split
     recipe = feature_recipe(config)
-    inputs = {"features": recipe.key, "photos": photos_digest(photos, config.label)}
-    runs = _finished_runs(out, config, inputs)
-    out.mkdir(parents=True, exist_ok=True)
-
     rows = rows_around(config)
     cells = [(row, config.seed + number) for row in rows for number in range(seeds)]
-    todo = [(row, seed) for row, seed in cells if (row.key, seed) not in runs]
-    bench = _Bench(photos, recipe, progress)
-    bar = tqdm(todo, desc="comparing", unit="run", disable=not (progress and todo))
-    for row, seed in bar:
-        bar.set_postfix_str(f"{row.name}, seed {seed}")
-        runs[row.key, seed] = bench.run(row, seed)
-        _write(out, config, inputs, rows, runs)
-    return _write(out, config, inputs, rows, runs)
+    out.mkdir(parents=True, exist_ok=True)
+    with FolderLock(out):
+        bench = _Bench(photos, recipe, progress)
+        digest = bench.table(config.pooling).digest(photos, config.label)
+        inputs = {"features": recipe.key, "photos": digest}
+        runs = _finished_runs(out, config, inputs)
+        todo = [(row, seed) for row, seed in cells if (row.key, seed) not in runs]
+        bar = tqdm(todo, desc="comparing", unit="run", disable=not (progress and todo))
+        for row, seed in bar:
+            bar.set_postfix_str(f"{row.name}, seed {seed}")
+            runs[row.key, seed] = bench.run(row, seed)
+            _write(out, config, inputs, rows, runs)
+        return _write(out, config, inputs, rows, runs)
 
 
 class _Bench:
@@ -161,7 +163,7 @@ class _Bench:
         """Train one row with one seed (or take the raw features) and judge it."""
         config = dataclasses.replace(row.config, seed=seed)
         dataset = build_dataset(self._photos, config.label, seed, undersample=config.undersample)
-        parts, table = Parts.of(dataset, config), self._table(config.pooling)
+        parts, table = Parts.of(dataset, config), self.table(config.pooling)
         validation = table.of(parts.validation, config.label)
         vectors, start = validation.features, time.perf_counter()
         if row.trained:
@@ -184,7 +186,8 @@ class _Bench:
             "seconds": round(seconds, 3),
         }
 
-    def _table(self, pooling: Pooling) -> FeatureTable:
+    def table(self, pooling: Pooling) -> FeatureTable:
+        """The features of all photos in one pooling."""
         if pooling not in self._tables:
             recipe = dataclasses.replace(self._recipe, pooling=pooling)
             self._tables[pooling] = FeatureTable.extract(
@@ -240,8 +243,10 @@ def _write(
         "rows": [line for line in lines if line["runs"]],
         "runs": list(runs.values()),
     }
-    write_text(out / MARKDOWN_FILENAME, markdown(comparison))
-    write_text(out / JSON_FILENAME, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(out / MARKDOWN_FILENAME, markdown(comparison))
+    write_atomically(
+        out / JSON_FILENAME, json.dumps(comparison, indent=2, ensure_ascii=False) + "\n"
+    )
     return comparison
 
 
@@ -300,7 +305,7 @@ def _caption(comparison: Mapping[str, Any]) -> str:
     return (
         f"Mean and standard deviation over {' or '.join(map(str, counts))} seeds, on people not "
         f"in training; label {settings['label']}, backbone {settings['backbone']}, {canvas}, "
-        f"{settings['epochs']} epochs. The best trained row of each column is marked: the lowest "
+        f"epochs: {settings['epochs']}. The best trained row of each column is marked: the lowest "
         "intra, the highest of the others. A difference within the deviation is none."
     )
 

@@ -15,14 +15,18 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from vibematch.errors import InputError
 from vibematch.photos import METADATA_FILENAME, Photo, Problem, check_photos, problems_error
-from vibematch_training.schema import CATEGORIES, PROVENANCE_COLUMNS
+from vibematch_training.schema import (
+    CATEGORIES,
+    LOW_QUALITY,
+    PROVENANCE_COLUMNS,
+    QUALITY_COLUMN,
+    SPLIT_COLUMN,
+    SPLITS,
+    STYLE_COLUMN,
+    USER_LABEL,
+    VALIDATION,
+)
 
-USER_LABEL: Final = "user_id"
-"""As label: photos of the same person are positives, instead of photos of equal style."""
-STYLE_COLUMN: Final = "fashion_style"
-SPLIT_COLUMN: Final = "split"
-SPLITS: Final = ("train", "validation")
-QUALITY_COLUMN: Final = "visual_quality"
 VALIDATION_FOLDS: Final = 5
 """Without a split column, one fold in five is held out."""
 
@@ -60,14 +64,34 @@ def load_dataset(directory: Path, label: str, seed: int, *, undersample: bool = 
     """Read a photo folder for training, as :func:`build_dataset` selects and splits it.
 
     Raises:
+        InputError: the folder, its CSV or its labels cannot be used.
+    """
+    return build_dataset(
+        read_labelled_photos(directory, label), label, seed, undersample=undersample
+    )
+
+
+def read_labelled_photos(directory: Path, label: str) -> list[Photo]:
+    """Read a photo folder whose rows and labels are all right.
+
+    Raises:
         InputError: the folder, its CSV or its labels cannot be used; problems of rows and of
             labels are named together.
     """
-    photos, flawed, problems = check_photos(directory)
+    photos, problems = check_folder(directory, label)
     if problems:
-        problems = in_order([*problems, *check_labels([*photos, *flawed], label)])
         raise problems_error(directory / METADATA_FILENAME, problems)
-    return build_dataset(photos, label, seed, undersample=undersample)
+    return photos
+
+
+def check_folder(directory: Path, label: str) -> tuple[list[Photo], list[Problem]]:
+    """The photos of a folder that are listed correctly, and all that is wrong in rows and labels.
+
+    Raises:
+        InputError: no such folder, no photos in it, or a CSV that cannot be opened.
+    """
+    photos, flawed, problems = check_photos(directory)
+    return photos, _in_order([*problems, *check_labels([*photos, *flawed], label)])
 
 
 def build_dataset(
@@ -141,7 +165,7 @@ def _require_classes(train: Sequence[Photo], validation: Sequence[Photo], label:
 
 
 def _is_low(photo: Photo) -> bool:
-    return photo.labels.get(QUALITY_COLUMN) == "Low"
+    return photo.labels.get(QUALITY_COLUMN) == LOW_QUALITY
 
 
 def _class_counts(photos: Iterable[Photo], label: str) -> Counter[str]:
@@ -192,7 +216,7 @@ def check_labels(photos: Sequence[Photo], label: str) -> list[Problem]:
     Returns:
         The problems in the order of the file.
     """
-    return in_order(
+    return _in_order(
         [
             *_column_problems(photos, label),
             *_misspelt_values(photos, label),
@@ -201,7 +225,7 @@ def check_labels(photos: Sequence[Photo], label: str) -> list[Problem]:
     )
 
 
-def in_order(problems: Iterable[Problem]) -> list[Problem]:
+def _in_order(problems: Iterable[Problem]) -> list[Problem]:
     """The problems in the order of the file."""
     return sorted(problems, key=lambda problem: problem.line or 0)
 
@@ -272,7 +296,7 @@ def _split_problems(photos: Iterable[Photo], label: str) -> Iterator[Problem]:
 def _split(photos: list[Photo], label: str, seed: int) -> tuple[list[Photo], list[Photo]]:
     """Training and validation photos of different people, each in the given order."""
     if any(SPLIT_COLUMN in photo.labels for photo in photos):
-        users = {p.user_id for p in photos if p.labels[SPLIT_COLUMN] == SPLITS[1]}
+        users = {p.user_id for p in photos if p.labels[SPLIT_COLUMN] == VALIDATION}
     else:
         users = _held_out_users(photos, label, seed)
     train = [photo for photo in photos if photo.user_id not in users]
@@ -287,20 +311,14 @@ def _held_out_users(photos: list[Photo], label: str, seed: int) -> set[str]:
             f"{len(set(users))} user(s) are too few to hold a fifth of them out; at least "
             f"{VALIDATION_FOLDS} are needed, or a {SPLIT_COLUMN} column"
         )
-    # People cannot be stratified by who they are.
-    strata = [str(class_of(photo, label)) if label != USER_LABEL else "" for photo in photos]
-    if max(Counter(strata).values()) < VALIDATION_FOLDS:
+    if max(Counter(_strata(photos, label)).values()) < VALIDATION_FOLDS:
         raise InputError(
             f"no class of {label} has {VALIDATION_FOLDS} photos, too few to hold a fifth out; "
             f"add photos or a {SPLIT_COLUMN} column"
         )
-    folds = StratifiedGroupKFold(VALIDATION_FOLDS, shuffle=True, random_state=seed % 2**32)
-    with warnings.catch_warnings():  # a class of few photos is named by `vibematch dataset`
-        warnings.simplefilter("ignore", UserWarning)
-        _, held_out = next(folds.split(np.zeros(len(photos)), strata, users))
-    chosen = {users[position] for position in held_out}
+    chosen = _one_fold_of_users(photos, label, VALIDATION_FOLDS, seed)
     usable = defaultdict(set)
-    for stratum, photo in zip(strata, photos, strict=True):
+    for stratum, photo in zip(_strata(photos, label), photos, strict=True):
         if not _is_low(photo):
             usable[stratum].add(photo.user_id)
     for stratum in sorted(usable):
@@ -309,6 +327,57 @@ def _held_out_users(photos: list[Photo], label: str, seed: int) -> set[str]:
     if not chosen:
         raise InputError(f"too few users to hold one out and keep every class of {label}")
     return chosen
+
+
+def hold_out_people(
+    photos: Sequence[Photo], label: str, share: float, seed: int
+) -> tuple[list[Photo], list[Photo]]:
+    """Hold out about a share of the people, stratified by class; nobody is on both sides.
+
+    Args:
+        photos: labelled photos of many people.
+        label: what makes the classes.
+        share: how many of the people, in (0, 0.5].
+        seed: of the choice.
+
+    Returns:
+        The remaining people's photos, and those of the held-out people, generated ones left out.
+
+    Raises:
+        InputError: too few people, or those held out have nobody to be found by.
+    """
+    users, folds = {photo.user_id for photo in photos}, round(1 / share)
+    instead = "use keep: last and patience_epochs: 0"
+    if min(len(users), max(Counter(_strata(photos, label)).values(), default=0)) < folds:
+        raise InputError(
+            f"{len(photos)} photos of {len(users)} people to train on are too few to hold "
+            f"{share:.0%} of them out for choosing an epoch; {instead}"
+        )
+    chosen = _one_fold_of_users(photos, label, folds, seed)
+    judges = [photo for photo in photos if photo.user_id in chosen and not photo.generated]
+    found = {(class_of(p, label), p.path if label == USER_LABEL else p.user_id) for p in judges}
+    if max(Counter(name for name, _ in found).values(), default=0) < 2:
+        raise InputError(
+            f"{len(chosen)} of {len(users)} people to train on would be held out for choosing an "
+            f"epoch, and no two of them share a class of {label}; set a larger selection_share, or "
+            f"{instead}"
+        )
+    return [photo for photo in photos if photo.user_id not in chosen], judges
+
+
+def _one_fold_of_users(photos: Sequence[Photo], label: str, folds: int, seed: int) -> set[str]:
+    """About one in ``folds`` users, stratified by class."""
+    users = [photo.user_id for photo in photos]
+    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():  # a class of few photos is named by `vibematch dataset`
+        warnings.simplefilter("ignore", UserWarning)
+        _, chosen = next(split.split(np.zeros(len(photos)), _strata(photos, label), users))
+    return {users[position] for position in chosen}
+
+
+def _strata(photos: Sequence[Photo], label: str) -> list[str]:
+    """What each photo is stratified by; people cannot be by who they are."""
+    return ["" if label == USER_LABEL else str(class_of(photo, label)) for photo in photos]
 
 
 def _people_shown(

@@ -15,23 +15,22 @@ so a record that strayed into another recipe's folder does not count there.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
 from vibematch.errors import InputError
+from vibematch_training.files import FolderLock, write_atomically
 
 RECIPE_FILENAME: Final = "recipe.json"
 ROWS_FILENAME: Final = "rows.bin"
@@ -69,21 +68,21 @@ class FeatureCache:
         self._seed = zlib.crc32(key.encode())
         self._folder = root / key[:32]
         self._folder.mkdir(exist_ok=True)
-        self._file = (self._folder / ROWS_FILENAME).open("a+b", buffering=0)
-        try:
-            self._lock()
+        with ExitStack() as opened:
+            waiting = "another process computes these features: waiting for it"
+            opened.enter_context(FolderLock(self._folder, waiting=waiting))
             self._require_recipe(recipe)
+            rows = (self._folder / ROWS_FILENAME).open("a+b", buffering=0)
+            self._file = opened.enter_context(rows)
             self._cut_torn_tail()
             self._rows = self._verified_rows()
-        except BaseException:
-            self._file.close()
-            raise
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._opened.close()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -141,19 +140,10 @@ class FeatureCache:
     def _records_per_chunk(self) -> int:
         return max(1, _CHUNK_BYTES // self._record.itemsize)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write("another process computes these features: waiting for it", file=sys.stderr)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-
     def _require_recipe(self, recipe: Mapping[str, str | int]) -> None:
         path = self._folder / RECIPE_FILENAME
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            partial.replace(path)
+            write_atomically(path, json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
             return
         try:
             found = dict(json.loads(path.read_text("utf-8")))

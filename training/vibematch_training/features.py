@@ -27,6 +27,7 @@ from vibematch.errors import InputError, PhotoError
 from vibematch.preprocess import REVISION, Preprocessing, preprocess
 from vibematch_training.backbone import Backbone
 from vibematch_training.feature_cache import FeatureCache, recipe_key
+from vibematch_training.threads import one_core_per_operation
 
 if TYPE_CHECKING:
     from vibematch_training.graph_extractor import GraphExtractor
@@ -197,11 +198,13 @@ class ExtractedFeatures:
             the rows in use.
         usable: positions of those photos in the given list, ascending.
         rejected: the reasons why the others could not be used, one sentence for each file.
+        digests: SHA-256 of every file in the list; ``None`` where it cannot be read.
     """
 
     vectors: torch.Tensor
     usable: list[int]
     rejected: list[str]
+    digests: list[bytes | None]
 
 
 def extract_features(
@@ -247,25 +250,23 @@ def extract_features(
         for position, (path, digest) in enumerate(zip(paths, digests, strict=True))
         if position not in usable
     ]
-    return ExtractedFeatures(vectors, list(usable), rejected)
+    read = [digest if isinstance(digest, bytes) else None for digest in digests]
+    return ExtractedFeatures(vectors, list(usable), rejected, read)
 
 
 @contextmanager
 def _workers(recipe: FeatureRecipe) -> Iterator[tuple[ThreadPoolExecutor, int]]:
     """A thread for each core that torch may use, and how many tasks to hand out ahead of results.
 
-    Meanwhile torch runs each operation on one core: several batches side by side waste less than
-    one batch cut into pieces at every operation, and a busy core does not hold up the others.
+    Several batches side by side waste less than one batch cut into pieces at every operation.
     """
-    cores = torch.get_num_threads()
-    threads = min(cores, _GPU_FEEDERS) if _on_gpu(recipe) else cores
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool, 2 * threads
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
+    with one_core_per_operation() as cores:
+        threads = min(cores, _GPU_FEEDERS) if _on_gpu(recipe) else cores
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield pool, 2 * threads
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _in_order(

@@ -17,16 +17,19 @@ from safetensors.torch import save as serialise
 from tqdm import tqdm
 
 from vibematch.errors import InputError
+from vibematch_training.evaluation.metrics import retrieval_metrics
+from vibematch_training.files import write_atomically
 from vibematch_training.head import ProjectionHead
-from vibematch_training.metrics import retrieval_metrics
 from vibematch_training.objective import Objective
 from vibematch_training.run import TrainingConfig
+from vibematch_training.threads import one_core_per_operation
 
 Epoch = dict[str, float | None]
 """One line of ``metrics.jsonl``."""
 
-WATCHED_PHOTOS: Final = 2000
-"""At most so many photos are watched between epochs: their similarities are a square matrix."""
+WATCHED_PHOTOS: Final = 1000
+"""At most so many photos are watched between epochs: the time to rank them grows with the square of
+their number, and for so many it is a tenth of a second on one core."""
 
 _WATCHED_BATCHES: Final = 20
 _CHECKPOINT_KEY: Final = "history"
@@ -76,6 +79,7 @@ def require_a_batch(photos: int, classes: int, config: TrainingConfig) -> None:
         raise InputError(f"{photos} photos to train on are too few; one batch takes {least}")
 
 
+@one_core_per_operation()
 def fit_head(
     features: torch.Tensor,
     codes: torch.Tensor,
@@ -117,7 +121,7 @@ def fit_head(
     loop = _Loop(features, codes, config)
     watched = _Watched(validation, config) if validation else None
     judged = _Watched(selection, config) if selection and config.selects else None
-    if config.selects and (judged is None or judged.map_at_r(loop.head) is None):
+    if config.selects and (judged is None or judged.map_at_r(judged.embed(loop.head)) is None):
         raise InputError(
             "keep: best and patience_epochs need photos to select by, of at least two people who "
             "share a class"
@@ -133,10 +137,13 @@ def fit_head(
     ) as bar:
         while not loop.finished:
             entry = loop.train_epoch()
-            entry["validation_loss"] = watched.loss(loop.head, loop.objective) if watched else None
-            entry["validation_map_at_r"] = watched.map_at_r(loop.head) if watched else None
+            entry |= dict.fromkeys(("validation_loss", "validation_map_at_r"))
+            if watched is not None:
+                vectors = watched.embed(loop.head)
+                entry["validation_loss"] = watched.loss(vectors, loop.objective)
+                entry["validation_map_at_r"] = watched.map_at_r(vectors)
             if judged is not None:
-                entry["selection_map_at_r"] = judged.map_at_r(loop.head)
+                entry["selection_map_at_r"] = judged.map_at_r(judged.embed(loop.head))
             loop.record(entry)
             if on_epoch is not None:
                 on_epoch(loop.history)
@@ -254,7 +261,7 @@ class _Loop:
         return self.head.eval().cpu()
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint in one go: a kill leaves the one before or this one."""
+        """Write a checkpoint: a kill leaves the one before or this one."""
         moments = self._optimizer.state_dict()["state"]
         tensors = {
             **{_HEAD + name: value for name, value in self.head.state_dict().items()},
@@ -266,9 +273,7 @@ class _Loop:
             },
         }
         content = serialise(tensors, metadata={_CHECKPOINT_KEY: json.dumps(self.history)})
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
 
     def restore(self, path: Path) -> None:
         """Take over what :meth:`save` wrote."""
@@ -308,24 +313,24 @@ class _Watched:
             self._batches = _pk_batches(self._codes, config, length)
 
     @torch.inference_mode()
-    def loss(self, head: ProjectionHead, objective: Objective) -> float | None:
+    def embed(self, head: ProjectionHead) -> torch.Tensor:
+        """The photos' unit vectors, on the CPU."""
+        features = self._data.features.to(head.feature_mean.device)
+        vectors: torch.Tensor = head.eval()(features).cpu()
+        return vectors
+
+    @torch.inference_mode()
+    def loss(self, vectors: torch.Tensor, objective: Objective) -> float | None:
         """The training's loss on fixed PK batches; ``None`` if there is one class only."""
         if self._batches is None:
             return None
-        embeddings = self._embed(head)
-        losses = [objective(embeddings[batch], self._codes[batch])[0] for batch in self._batches]
+        losses = [objective(vectors[batch], self._codes[batch])[0] for batch in self._batches]
         return torch.stack(losses).mean().item()
 
-    @torch.inference_mode()
-    def map_at_r(self, head: ProjectionHead) -> float | None:
+    def map_at_r(self, vectors: torch.Tensor) -> float | None:
         """Retrieval of other people's photos of the same class; ``None`` if nobody shares one."""
-        value = self._data.metrics(self._embed(head))["map_at_r"]
+        value = self._data.metrics(vectors)["map_at_r"]
         return None if math.isnan(value) else value
-
-    def _embed(self, head: ProjectionHead) -> torch.Tensor:
-        features = self._data.features.to(head.feature_mean.device)
-        embeddings: torch.Tensor = head.eval()(features).cpu()
-        return embeddings
 
 
 def _pk_batches(codes: torch.Tensor, config: TrainingConfig, length: int) -> torch.Tensor:

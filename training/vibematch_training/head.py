@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vibematch.errors import InputError
+from vibematch_training.files import write_atomically
 
 HeadKind = Literal["paper", "plan"]
 
@@ -45,8 +46,8 @@ class ProjectionHead(nn.Module):
         self,
         feature_dim: int,
         embedding_dim: int,
-        hidden_dim: int = 2048,
-        dropout: float = 0.1,
+        hidden_dim: int = 512,
+        dropout: float = 0.5,
         kind: HeadKind = "paper",
     ) -> None:
         super().__init__()
@@ -76,9 +77,7 @@ class ProjectionHead(nn.Module):
     def save(self, path: Path) -> str:
         """Write weights and kind as safetensors and return the file's SHA-256 (hex)."""
         content = serialise(self.state_dict(), metadata={_KIND_KEY: self.kind})
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_atomically(path, content)
         return hashlib.sha256(content).hexdigest()
 
     @classmethod

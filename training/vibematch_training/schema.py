@@ -12,12 +12,17 @@ FASHION_STYLES: Final = (
     "Classy_Elegant",
 )
 SHOT_TYPES: Final = ("Selfie_CloseUp", "Mirrored_Selfie", "Others_Cam")
-VISUAL_QUALITIES: Final = ("High", "Medium", "Low")
+LOW_QUALITY: Final = "Low"
+VISUAL_QUALITIES: Final = ("High", "Medium", LOW_QUALITY)
+
+STYLE_COLUMN: Final = "fashion_style"
+SHOT_COLUMN: Final = "shot_type"
+QUALITY_COLUMN: Final = "visual_quality"
 
 CATEGORIES: Final = {
-    "fashion_style": FASHION_STYLES,
-    "shot_type": SHOT_TYPES,
-    "visual_quality": VISUAL_QUALITIES,
+    STYLE_COLUMN: FASHION_STYLES,
+    SHOT_COLUMN: SHOT_TYPES,
+    QUALITY_COLUMN: VISUAL_QUALITIES,
 }
 """Columns with a closed set of values."""
 
@@ -26,3 +31,11 @@ DESCRIPTIONS: Final = ("physical_features", "caption")
 
 PROVENANCE_COLUMNS: Final = ("source", "generator", "generation_prompt", "generation_seed")
 """Where an augmented photo (``gen_*.jpg``) comes from; empty for a real one."""
+
+SPLIT_COLUMN: Final = "split"
+TRAIN: Final = "train"
+VALIDATION: Final = "validation"
+SPLITS: Final = (TRAIN, VALIDATION)
+
+USER_LABEL: Final = "user_id"
+"""As label: photos of the same person are positives, instead of photos of equal style."""

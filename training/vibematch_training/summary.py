@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
@@ -14,18 +15,16 @@ from rich.table import Table
 from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError
-from vibematch.photos import Photo, Problem, check_photos
-from vibematch.preprocess import PATCH_MULTIPLE, Preprocessing, decode
+from vibematch.photos import Photo, Problem
+from vibematch.preprocess import decode
 from vibematch_training.dataset import (
-    SPLIT_COLUMN,
-    USER_LABEL,
     Dataset,
     build_dataset,
-    check_labels,
+    check_folder,
     class_of,
-    in_order,
 )
-from vibematch_training.schema import CATEGORIES
+from vibematch_training.files import write_atomically
+from vibematch_training.schema import CATEGORIES, SPLIT_COLUMN, USER_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,6 @@ IMBALANCE: Final = 3.0
 """Largest class over smallest, from which on it is worth a warning."""
 PICTURE_SUFFIXES: Final = (".png", ".svg")
 
-_CAPS: Final = Preprocessing(PATCH_MULTIPLE, PATCH_MULTIPLE)  # decoding needs its limits only
 _SHOWN: Final = 20
 _LONGEST_NAME: Final = 24
 _USERS_SECTION: Final = "users by number of photos"
@@ -125,8 +123,7 @@ def summarise(
     Raises:
         InputError: no such folder, or no photos in it.
     """
-    photos, flawed, problems = check_photos(directory)
-    problems = in_order([*problems, *check_labels([*photos, *flawed], label)])
+    photos, problems = check_folder(directory, label)
     dataset = None
     if not problems:
         try:
@@ -183,7 +180,7 @@ def _read(path: Path) -> tuple[bytes, str]:
     """The SHA-256 of a photo, and the reason if it cannot be used, else an empty text."""
     try:
         content = path.read_bytes()
-        decode(content, _CAPS)
+        decode(content)
     except OSError as error:
         return b"", error.strerror or str(error)
     except PhotoError as error:
@@ -295,6 +292,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     # Names come from a file: they are not markup, and a line is a line for grep.
     console = Console(markup=False, highlight=False)
     if summary["listed"]["photos"]:
+        console.print(_title(summary), style="italic")
         console.print(_table(summary))
     duplicates = [_duplicate_line(group) for group in summary["duplicates"]]
     if len(duplicates) > _SHOWN:
@@ -329,8 +327,7 @@ def _duplicate_line(group: Mapping[str, Any]) -> str:
 
 def _table(summary: Mapping[str, Any]) -> Table:
     parts = _parts(summary)
-    table = Table(title=_title(summary), caption=_left_out(summary), title_justify="left",
-                  caption_justify="left")  # fmt: skip
+    table = Table(caption=_left_out(summary), caption_justify="left")
     table.add_column("")
     for heading in parts:
         table.add_column(heading, justify="right")
@@ -422,13 +419,13 @@ def draw_summary(summary: Mapping[str, Any], picture: Path) -> None:
     handles, names = panels[0].get_legend_handles_labels()
     if len(names) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    partial = picture.with_name(f".{picture.name}.partial")
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "vibematch"}):  # the same bytes each time
+        metadata = {"Date": None} if picture.suffix == ".svg" else None
+        figure.savefig(content, format=picture.suffix[1:], dpi=150, metadata=metadata)
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context({"svg.hashsalt": "vibematch"}):  # the same bytes each time
-            metadata = {"Date": None} if picture.suffix == ".svg" else None
-            figure.savefig(partial, format=picture.suffix[1:], dpi=150, metadata=metadata)
-        partial.replace(picture)
+        write_atomically(picture, content.getvalue())
     except OSError as error:
         raise InputError(f"{picture} cannot be written ({error.strerror})") from error
 

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from vibematch.errors import InputError
 from vibematch.manifest import FILENAME as MANIFEST_FILENAME
 from vibematch.manifest import Manifest
-from vibematch.photos import Photo, read_photos
+from vibematch.photos import Photo
 from vibematch_training import tracking
 from vibematch_training.backbone import load_backbone
 from vibematch_training.cache import cache_dir
-from vibematch_training.dataset import Dataset, build_dataset, class_of
-from vibematch_training.evaluation import EvaluationSet
+from vibematch_training.dataset import Dataset, class_of, hold_out_people, load_dataset
+from vibematch_training.evaluation.evaluate import EvaluationSet
+from vibematch_training.evaluation.report import write_evaluation
 from vibematch_training.features import FeatureRecipe, extract_features
+from vibematch_training.files import FolderLock, write_atomically
 from vibematch_training.fit import Epoch, LabelledFeatures, fit_head, require_a_batch
 from vibematch_training.head import ProjectionHead
-from vibematch_training.report import write_evaluation
 from vibematch_training.run import (
     CONFIG_FILENAME,
     HEAD_FILENAME,
@@ -40,13 +36,19 @@ from vibematch_training.run import (
     TrainedRun,
     TrainingConfig,
     is_finished,
-    write_text,
 )
+from vibematch_training.schema import USER_LABEL
 from vibematch_training.summary import counts
 
 CHECKPOINTS: Final = "checkpoints"
 _CHECKPOINT_FILENAME: Final = "latest.safetensors"
 _INPUTS_FILENAME: Final = "inputs.json"
+_CHANGED: Final = {
+    "features": "the files of backbone {backbone} changed since, or this version makes features "
+    "differently; restore what it was",
+    "photos": "files or labels in {photos} changed since; restore them",
+}
+"""Why a run cannot be resumed."""
 
 
 def train(
@@ -78,22 +80,23 @@ def train(
     if is_finished(out):
         return TrainedRun.load(out).results()
     board = tracking.TensorBoard(out / tracking.DIRECTORY) if tensorboard else None
-    dataset = build_dataset(
-        read_photos(Path(config.photos)), config.label, config.seed, undersample=config.undersample
+    dataset = load_dataset(
+        Path(config.photos), config.label, config.seed, undersample=config.undersample
     )
     parts = Parts.of(dataset, config)
     recipe = feature_recipe(config)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
-        write_text(out / CONFIG_FILENAME, config.to_yaml())
+    with FolderLock(out):
+        write_atomically(out / CONFIG_FILENAME, config.to_yaml())
         (out / CHECKPOINTS).mkdir(exist_ok=True)
+        _require_same(out, config, "features", recipe.key)
         everyone = [*parts.train, *parts.selection, *parts.validation]
         table = FeatureTable.extract(everyone, recipe, progress=progress)
-        _require_same_inputs(out, config, recipe, everyone)
+        _require_same(out, config, "photos", table.digest(everyone, config.label))
 
         def on_epoch(history: Sequence[Epoch]) -> None:
             lines = [json.dumps(entry) + "\n" for entry in history]
-            write_text(out / METRICS_FILENAME, "".join(lines))
+            write_atomically(out / METRICS_FILENAME, "".join(lines))
             if board is not None:
                 board.log(history[-1])
 
@@ -111,9 +114,10 @@ def train(
         if board is not None:
             board.close()
         manifest = _manifest(config, recipe, dataset, head.save(out / HEAD_FILENAME))
-        judged, figures = _evaluation_input(config, dataset, parts, table, head)
+        judged = table.evaluation_set(parts.validation, config.label, dataset.classes, head)
+        figures = _data_figures(config, dataset, parts, table)
         results = write_evaluation(out, judged, config, history, figures, manifest)
-        write_text(out / MANIFEST_FILENAME, manifest.to_json())
+        write_atomically(out / MANIFEST_FILENAME, manifest.to_json())
     return results
 
 
@@ -163,37 +167,6 @@ class Parts:
         return cls(train, selection, dataset.validation)
 
 
-def hold_out_people(
-    photos: Sequence[Photo], label: str, share: float, seed: int
-) -> tuple[list[Photo], list[Photo]]:
-    """Hold out about a share of the people, stratified by class; nobody is on both sides.
-
-    Args:
-        photos: labelled photos of many people.
-        label: what makes the classes.
-        share: how many of the people, in (0, 0.5].
-        seed: of the choice.
-
-    Returns:
-        The remaining people's photos, and those of the held-out people, generated ones left out.
-
-    Raises:
-        InputError: too few people.
-    """
-    users = [photo.user_id for photo in photos]
-    folds = round(1 / share)
-    if len(set(users)) < folds:
-        raise InputError(
-            f"{len(set(users))} people to train on are too few to hold {share:.0%} of them out "
-            "for choosing an epoch; use keep: last and patience_epochs: 0"
-        )
-    split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
-    classes = [class_of(photo, label) for photo in photos]
-    kept, held_out = next(split.split(np.zeros(len(photos)), classes, users))
-    chosen = [photos[position] for position in held_out]
-    return [photos[position] for position in kept], [p for p in chosen if not p.generated]
-
-
 @dataclass(frozen=True)
 class FeatureTable:
     """Features of photos, by file.
@@ -202,11 +175,13 @@ class FeatureTable:
         vectors: float32, shape ``[usable photos, feature_dim]``.
         rows: file → its row.
         rejected: why the other photos could not be used, one sentence each.
+        digests: file → SHA-256 of its content, where it can be read.
     """
 
     vectors: torch.Tensor
     rows: dict[Path, int]
     rejected: list[str]
+    digests: dict[Path, bytes]
 
     @classmethod
     def extract(
@@ -218,7 +193,8 @@ class FeatureTable:
         for reason in extracted.rejected:
             tqdm.write(f"left out: {reason}", file=sys.stderr)
         rows = {paths[position]: row for row, position in enumerate(extracted.usable)}
-        return cls(extracted.vectors, rows, extracted.rejected)
+        digests = {path: d for path, d in zip(paths, extracted.digests, strict=True) if d}
+        return cls(extracted.vectors, rows, extracted.rejected, digests)
 
     def usable(self, photos: Sequence[Photo]) -> list[Photo]:
         """Those of the photos that have features."""
@@ -233,18 +209,24 @@ class FeatureTable:
             [photo.user_id for photo in usable],
         )
 
+    def evaluation_set(
+        self, photos: Sequence[Photo], label: str, classes: Sequence[str], head: ProjectionHead
+    ) -> EvaluationSet:
+        """The usable ones among photos, as the backbone and as a head see them."""
+        features = self.of(photos, label).features
+        with torch.inference_mode():
+            embeddings = head(features)
+        return EvaluationSet(
+            self.usable(photos), label, classes, features.numpy(), embeddings.numpy()
+        )
 
-def photos_digest(photos: Sequence[Photo], label: str) -> str:
-    """SHA-256 (hex) of what the loop sees of the photos: content, class and owner, in order."""
-    digest = hashlib.sha256()
-    for photo in photos:
-        try:
-            with photo.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:  # named and left out when features are extracted
-            content = "unreadable"
-        digest.update(json.dumps([content, class_of(photo, label), photo.user_id]).encode())
-    return digest.hexdigest()
+    def digest(self, photos: Sequence[Photo], label: str) -> str:
+        """SHA-256 (hex) of what the loop sees of photos: content, class and owner, in order."""
+        digest = hashlib.sha256()
+        for photo in photos:
+            content = self.digests.get(photo.path, b"unreadable").hex()
+            digest.update(json.dumps([content, class_of(photo, label), photo.user_id]).encode())
+        return digest.hexdigest()
 
 
 # --- the run folder
@@ -280,55 +262,23 @@ def _require_room(config: TrainingConfig, out: Path, resume: bool) -> None:
         )
 
 
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Keep a second process out; the lock goes with the process, however it ends."""
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is training {out}; wait for it") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _require_same_inputs(
-    out: Path, config: TrainingConfig, recipe: FeatureRecipe, photos: Sequence[Photo]
-) -> None:
+def _require_same(out: Path, config: TrainingConfig, what: str, digest: str) -> None:
     """Note what the run was begun on, or compare with what was noted."""
     path = out / CHECKPOINTS / _INPUTS_FILENAME
-    inputs = {"features": recipe.key, "photos": photos_digest(photos, config.label)}
-    if not path.exists():
-        write_text(path, json.dumps(inputs, indent=2) + "\n")
-        return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    if begun["features"] != inputs["features"]:
+    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if begun.get(what, digest) != digest:
+        why = _CHANGED[what].format(backbone=config.backbone, photos=config.photos)
         raise InputError(
-            f"{out} was begun with other features: the files of backbone {config.backbone} "
-            "changed since, or this version makes features differently; start a new run with "
-            "another --out"
+            f"{out} was begun with other {what}: {why}, or start a new run with another --out"
         )
-    if begun["photos"] != inputs["photos"]:
-        raise InputError(
-            f"{out} was begun with other photos: files or labels in {config.photos} changed "
-            "since; restore them, or start a new run with another --out"
-        )
+    if what not in begun:
+        write_atomically(path, json.dumps({**begun, what: digest}, indent=2) + "\n")
 
 
-def _evaluation_input(
-    config: TrainingConfig,
-    dataset: Dataset,
-    parts: Parts,
-    table: FeatureTable,
-    head: ProjectionHead,
-) -> tuple[EvaluationSet, dict[str, Any]]:
-    """What is judged, and the counts of the data beside it."""
-    judged = table.usable(parts.validation)
-    features = table.of(judged, config.label).features
-    with torch.inference_mode():
-        embeddings = head(features)
+def _data_figures(
+    config: TrainingConfig, dataset: Dataset, parts: Parts, table: FeatureTable
+) -> dict[str, Any]:
+    """Counts of the photos that were used, and of those that were not."""
     groups = {"train": parts.train, "validation": parts.validation}
     if parts.selection:
         groups["selection"] = parts.selection
@@ -336,10 +286,7 @@ def _evaluation_input(
         name: counts(table.usable(photos), config.label) for name, photos in groups.items()
     }
     figures["dropped"] = dataset.dropped | {"unreadable": len(table.rejected)}
-    return (
-        EvaluationSet(judged, config.label, dataset.classes, features.numpy(), embeddings.numpy()),
-        figures,
-    )
+    return figures
 
 
 def _manifest(
@@ -355,7 +302,8 @@ def _manifest(
         head=config.head,
         head_sha256=head_sha256,
         precision="fp32",
-        labels={config.label: dataset.classes},
+        # people as classes: their ids do not travel with the model
+        labels={} if config.label == USER_LABEL else {config.label: dataset.classes},
         library_versions={name: version(name) for name in ("torch", "transformers")},
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -18,7 +18,7 @@ from vibematch_training.commands.endpoint_options import (
 )
 
 if TYPE_CHECKING:
-    from vibematch_training.augmentation import AugmentationResult
+    from vibematch_training.annotation.augmentation import AugmentationResult
     from vibematch_training.commands import Commands
 
 
@@ -47,8 +47,8 @@ def register(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vibematch_training.augmentation import augment
-    from vibematch_training.prices import Price
+    from vibematch_training.annotation.augmentation import augment
+    from vibematch_training.annotation.prices import Price
 
     if not args.model and (args.base_url or args.api_key_env):
         raise InputError("--base-url and --api-key-env need --model; without it nothing is sent")

@@ -20,7 +20,7 @@ def register(commands: Commands) -> None:
         "compare",
         help="compare heads, losses, minings and poolings on your photos",
         description="Train every head, loss, mining and pooling with several seeds and print one "
-        "table beside the untrained backbone: which choice is better on these photos, and is it "
+        "table beside the backbone alone: which choice is better on these photos, and is it "
         "more than chance? Interrupted, the same command goes on.",
     )
     parser.add_argument(
@@ -36,7 +36,7 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--seeds", type=int, default=5, metavar="N", help="runs of each row; default: %(default)s"
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="of each run; default: 20")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of each run; default: 40")
     add_feature_options(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from vibematch.errors import InputError
 
 if TYPE_CHECKING:
-    from vibematch_training.endpoint import Endpoint, Usage
-    from vibematch_training.prices import Estimate, Price
+    from vibematch_training.annotation.endpoint import Endpoint, Usage
+    from vibematch_training.annotation.prices import Estimate, Price
 
 
 def add_endpoint_options(
@@ -68,7 +68,7 @@ def add_endpoint_options(
 
 def endpoint_from(args: argparse.Namespace) -> Endpoint:
     """The endpoint that the options describe."""
-    from vibematch_training.endpoint import Endpoint, api_key
+    from vibematch_training.annotation.endpoint import Endpoint, api_key
 
     return Endpoint(
         model=args.model,

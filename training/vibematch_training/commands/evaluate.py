@@ -45,7 +45,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from vibematch_training.report import REPORT_FILENAME, print_results
+    from vibematch_training.evaluation.report import REPORT_FILENAME, print_results
     from vibematch_training.run import TrainedRun
 
     run = TrainedRun.load(args.run_folder)
@@ -79,12 +79,9 @@ def evaluate_run(
     Raises:
         InputError: photos, labels or backbone cannot be used.
     """
-    import torch
-
     from vibematch.errors import InputError
     from vibematch_training.dataset import class_of
-    from vibematch_training.evaluation import EvaluationSet
-    from vibematch_training.report import write_evaluation
+    from vibematch_training.evaluation.report import write_evaluation
     from vibematch_training.run import METRICS_FILENAME
     from vibematch_training.summary import counts
     from vibematch_training.train import FeatureTable
@@ -103,10 +100,7 @@ def evaluate_run(
     usable = table.usable(photos)
     if len(usable) < 2:
         raise InputError(f"only {len(usable)} of {len(photos)} photos can be read")
-    features = table.of(usable, label).features
-    with torch.inference_mode():
-        embeddings = run.head(features)
-    data = EvaluationSet(usable, label, classes, features.numpy(), embeddings.numpy())
+    data = table.evaluation_set(usable, label, classes, run.head)
     lines = (run.directory / METRICS_FILENAME).read_text(encoding="utf-8").splitlines()
     out.mkdir(parents=True, exist_ok=True)
     return write_evaluation(
@@ -132,8 +126,7 @@ def _recipe(run: TrainedRun) -> FeatureRecipe:
 
 def _training_dataset(run: TrainedRun) -> Dataset:
     from vibematch.errors import InputError
-    from vibematch.photos import read_photos
-    from vibematch_training.dataset import build_dataset
+    from vibematch_training.dataset import load_dataset
 
     directory = Path(run.config.photos)
     if not directory.is_dir():
@@ -141,27 +134,24 @@ def _training_dataset(run: TrainedRun) -> Dataset:
             f"{directory}, which {run.directory} was trained on, is gone; restore it, or measure "
             "on other photos with --photos DIR"
         )
-    return build_dataset(
-        read_photos(directory),
-        run.config.label,
-        run.config.seed,
-        undersample=run.config.undersample,
+    return load_dataset(
+        directory, run.config.label, run.config.seed, undersample=run.config.undersample
     )
 
 
 def _labelled_photos(directory: Path, label: str) -> list[Photo]:
     """All real photos of a folder that have the label."""
     from vibematch.errors import InputError
-    from vibematch.photos import METADATA_FILENAME, problems_error, read_photos
-    from vibematch_training.dataset import check_labels, class_of
+    from vibematch.photos import METADATA_FILENAME, problems_error
+    from vibematch_training.dataset import check_folder, class_of
 
-    photos = read_photos(directory)
+    photos, problems = check_folder(directory, label)
     labelled = [
         photo for photo in photos if class_of(photo, label) is not None and not photo.generated
     ]
-    if not labelled:
+    if photos and not labelled:
         raise InputError(f"no photo in {directory} has the label {label!r} that the run is of")
-    if problems := check_labels(photos, label):
+    if problems:
         raise problems_error(directory / METADATA_FILENAME, problems)
     return labelled
 

@@ -17,8 +17,8 @@ from vibematch_training.commands.endpoint_options import (
 )
 
 if TYPE_CHECKING:
+    from vibematch_training.annotation.labelling import LabellingResult
     from vibematch_training.commands import Commands
-    from vibematch_training.labelling import LabellingResult
 
 
 def register(commands: Commands) -> None:
@@ -71,10 +71,14 @@ def register(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vibematch_training.agreement import agreement, print_agreement, read_human_labels
-    from vibematch_training.labelling import label_photos
-    from vibematch_training.metadata import table_of
-    from vibematch_training.prices import PRICES_READ_ON, Price, known_price
+    from vibematch_training.annotation.agreement import (
+        agreement,
+        print_agreement,
+        read_human_labels,
+    )
+    from vibematch_training.annotation.labelling import label_photos
+    from vibematch_training.annotation.metadata import table_of
+    from vibematch_training.annotation.prices import PRICES_READ_ON, Price, known_price
 
     price, price_source = known_price(args.model), f"list price of {PRICES_READ_ON}"
     if args.input_price is not None or args.output_price is not None:

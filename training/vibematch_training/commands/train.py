@@ -19,7 +19,7 @@ def register(commands: Commands) -> None:
         "train",
         help="train a style head on labelled photos",
         description="Train a projection head on the pooled features of a frozen Qwen3-VL, and "
-        "compare it with the untrained backbone on people it has not seen. An interrupted run "
+        "compare it with the backbone alone on people it has not seen. An interrupted run "
         "goes on with --resume, to the same result.",
     )
     parser.add_argument(
@@ -49,7 +49,7 @@ def register(commands: Commands) -> None:
     head.add_argument(
         "--mining", metavar="semihard|hard", help="of the triplet loss; default: semihard"
     )
-    head.add_argument("--epochs", type=int, metavar="N", help="default: 20")
+    head.add_argument("--epochs", type=int, metavar="N", help="default: 40")
     head.add_argument(
         "--keep",
         metavar="last|best",
@@ -120,7 +120,7 @@ def read_config(args: argparse.Namespace, file: Path | None) -> TrainingConfig:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from vibematch_training.report import print_results
+    from vibematch_training.evaluation.report import REPORT_FILENAME, print_results
     from vibematch_training.run import CONFIG_FILENAME, is_finished
     from vibematch_training.train import train
 
@@ -140,4 +140,4 @@ def _run(args: argparse.Namespace) -> None:
         print(json.dumps(results))
     else:
         print_results(results)
-        print(f"\nrun folder: {args.out}\nnext: vibematch export {args.out}")
+        print(f"\nreport: {args.out / REPORT_FILENAME}\nnext: vibematch export {args.out}")

@@ -18,7 +18,7 @@ from scipy.stats import hypergeom
 
 from vibematch.photos import Photo
 from vibematch_training.dataset import class_of
-from vibematch_training.metrics import (
+from vibematch_training.evaluation.metrics import (
     RECALLS,
     FloatArray,
     IntArray,
@@ -28,6 +28,7 @@ from vibematch_training.metrics import (
     retrieve,
     sampled_metrics,
 )
+from vibematch_training.schema import SHOT_COLUMN
 
 RESAMPLES: Final = 2000
 CONFIDENCE: Final = 0.95
@@ -49,7 +50,6 @@ _COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": lambda value, target: value > target,
     "<": lambda value, target: value < target,
 }
-_SHOT_TYPE: Final = "shot_type"
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def _per_class(
 def _per_shot_type(
     data: EvaluationSet, found: Mapping[str, Retrieval], user: IntArray, draws: IntArray
 ) -> dict[str, Any]:
-    shots = np.array([photo.labels.get(_SHOT_TYPE, "") for photo in data.photos])
+    shots = np.array([photo.labels.get(SHOT_COLUMN, "") for photo in data.photos])
     names = sorted(set(shots) - {""})
     return {name: _group(shots == name, found, user, draws) for name in names}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import shlex
 from collections import Counter, defaultdict
@@ -15,21 +13,18 @@ from typing import Any, Final
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vibematch.errors import PhotoError
+from vibematch.gallery import thumbnail
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo
-from vibematch.preprocess import PATCH_MULTIPLE, Preprocessing, decode
 from vibematch_training.backbone import TINY
-from vibematch_training.dataset import USER_LABEL, class_of
-from vibematch_training.evaluation import EvaluationSet, evaluate
-from vibematch_training.fit import best_epoch
-from vibematch_training.metrics import IntArray, Retrieval, retrieve
-from vibematch_training.model_card import (
+from vibematch_training.dataset import class_of
+from vibematch_training.evaluation.evaluate import EvaluationSet, evaluate
+from vibematch_training.evaluation.metrics import IntArray, Retrieval, retrieve
+from vibematch_training.evaluation.model_card import (
     CHECKS,
     FIGURES,
     NONE,
@@ -39,7 +34,7 @@ from vibematch_training.model_card import (
     limits,
     model_card,
 )
-from vibematch_training.pictures import (
+from vibematch_training.evaluation.pictures import (
     MAX_HEATMAP_PHOTOS,
     MAX_POINTS,
     choose,
@@ -49,7 +44,10 @@ from vibematch_training.pictures import (
     tsne_maps,
     words,
 )
-from vibematch_training.run import RESULTS_FILENAME, TrainingConfig, write_text
+from vibematch_training.files import write_atomically
+from vibematch_training.fit import best_epoch
+from vibematch_training.run import RESULTS_FILENAME, TrainingConfig
+from vibematch_training.schema import USER_LABEL
 
 REPORT_FILENAME: Final = "report.html"
 MODEL_CARD_FILENAME: Final = "model_card.md"
@@ -66,7 +64,6 @@ _FEWEST_ON_A_MAP: Final = 5
 
 _THUMBNAIL_SIZE: Final = (160, 200)
 _JPEG_QUALITY: Final = 75
-_CAPS: Final = Preprocessing(PATCH_MULTIPLE, PATCH_MULTIPLE)  # decoding needs its limits only
 
 _SECTIONS: Final = {
     "figures": "Key figures",
@@ -134,7 +131,7 @@ def write_evaluation(
         (MODEL_CARD_FILENAME, card),
         (RESULTS_FILENAME, text),
     ):
-        write_text(directory / name, content)
+        write_atomically(directory / name, content)
     return results
 
 
@@ -143,7 +140,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     targets = {target["figure"]: target for target in results["targets"]}
     table = Table(
         title=f"Retrieval by {escape(results['label'])}: {results['photos']} photos of "
-        f"{results['users']} people not in training",
+        f"{results['users']} people" + ("" if results["caution"] else " not in training"),
         caption=f"{_percent(results['bootstrap']['confidence'])} intervals over people; backbone "
         f"{escape(results['backbone'])}, seed {results['seed']}",
     )
@@ -197,7 +194,7 @@ def report(
 ) -> str:
     """The report as one HTML page that loads nothing; arguments as :func:`write_evaluation`."""
     environment = Environment(
-        loader=PackageLoader("vibematch_training"),
+        loader=PackageLoader("vibematch_training.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -555,18 +552,5 @@ def _card(photo: Photo, label: str) -> dict[str, Any]:
     return {
         "user_id": photo.user_id,
         "class_name": "" if label == USER_LABEL else words(class_of(photo, label) or ""),
-        "thumbnail": _thumbnail(photo.path),
+        "thumbnail": thumbnail(photo.path, _THUMBNAIL_SIZE, _JPEG_QUALITY),
     }
-
-
-def _thumbnail(path: Path) -> str | None:
-    """The photo, upright, small and without metadata, as base64 JPEG; ``None`` if unreadable."""
-    try:
-        image = decode(path.read_bytes(), _CAPS)
-    except (OSError, PhotoError):
-        return None
-    # people stand in the middle, their faces above it: keep more of the top
-    fitted = ImageOps.fit(image, _THUMBNAIL_SIZE, Image.Resampling.LANCZOS, centering=(0.5, 0.3))
-    file = io.BytesIO()
-    fitted.save(file, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return base64.b64encode(file.getvalue()).decode()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vibematch.errors import InputError
+from vibematch_training.annotation.metadata import read_table
 from vibematch_training.schema import CATEGORIES
 
 _SHOWN_DISAGREEMENTS: Final = 10
@@ -88,9 +89,7 @@ def read_human_labels(csv_path: Path, filepaths: Mapping[str, str]) -> dict[str,
             unique.
     """
     try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = reader.fieldnames or [], list(reader)
+        columns, rows = read_table(csv_path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{csv_path} cannot be read as a CSV ({error})") from error
     if "filename" not in columns or not {*columns} & {*CATEGORIES}:

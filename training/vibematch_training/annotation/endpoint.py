@@ -1,8 +1,8 @@
 """Asking a paid, OpenAI-compatible endpoint for many things: each once, whatever happens.
 
 :func:`run_jobs` sends jobs with bounded concurrency and pace, repeats what failed for a passing
-reason, and writes every step into a :class:`~vibematch_training.ledger.Ledger` first, so that a run
-killed at any moment goes on without asking twice.
+reason, and writes every step into a :class:`~vibematch_training.annotation.ledger.Ledger` first, so
+that a run killed at any moment goes on without asking twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError, VibematchError
-from vibematch_training.ledger import Ledger
+from vibematch_training.annotation.ledger import Ledger
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -25,16 +25,11 @@ from tqdm import tqdm
 
 from vibematch.errors import InputError
 from vibematch.photos import METADATA_FILENAME
-from vibematch_training.endpoint import Endpoint, InvalidAnswerError, Usage, run_jobs
-from vibematch_training.ledger import Ledger, json_line
-from vibematch_training.metadata import (
-    Row,
-    read_table,
-    table_of,
-    write_atomically,
-    write_table,
-)
-from vibematch_training.prices import Estimate, Price, image_tokens, text_tokens
+from vibematch_training.annotation.endpoint import Endpoint, InvalidAnswerError, Usage, run_jobs
+from vibematch_training.annotation.ledger import Ledger, save_quarantine
+from vibematch_training.annotation.metadata import Row, read_table, table_of, write_table
+from vibematch_training.annotation.prices import Estimate, Price, image_tokens, text_tokens
+from vibematch_training.annotation.upload import JPEG_QUALITY, LONGEST_SIDE, jpeg, read_upright
 from vibematch_training.schema import (
     CATEGORIES,
     DESCRIPTIONS,
@@ -43,7 +38,6 @@ from vibematch_training.schema import (
     SHOT_TYPES,
     VISUAL_QUALITIES,
 )
-from vibematch_training.upload import JPEG_QUALITY, LONGEST_SIDE, jpeg, read_upright
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -192,7 +186,7 @@ def _problem(name: str, value: object) -> str | None:
 
 @dataclass(frozen=True)
 class LabelJob:
-    """The request for one photo's labels (see :class:`vibematch_training.endpoint.Job`).
+    """The request for one photo's labels (see :class:`vibematch_training.annotation.endpoint.Job`).
 
     Attributes:
         item: what tells this request from any other: the photo's content and all settings.
@@ -488,17 +482,13 @@ class _Table:
 
     def save_quarantine(self, ledger: Ledger, *, relabel: bool) -> int:
         """Write (or remove) the list of quarantined photos; returns how many there are."""
-        lines = []
-        for photo in self.photos:
-            entry = ledger.entries[photo.item]
-            if entry.event == "quarantined" and (relabel or not photo.complete):
-                kept = {name: entry.record.get(name) for name in ("at", "reason", "answer")}
-                lines.append(json_line({"photo": photo.filepath, **kept}))
-        if lines:
-            write_atomically(self.quarantine_path, b"".join(lines))
-        else:
-            self.quarantine_path.unlink(missing_ok=True)
-        return len(lines)
+        given_up = [
+            ({"photo": photo.filepath}, entry)
+            for photo in self.photos
+            if (entry := ledger.entries[photo.item]).event == "quarantined"
+            and (relabel or not photo.complete)
+        ]
+        return save_quarantine(self.quarantine_path, given_up)
 
 
 def _moved(row: Row, old: Path, new: Path) -> Row:

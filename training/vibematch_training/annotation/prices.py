@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from vibematch_training.endpoint import Usage
+from vibematch_training.annotation.endpoint import Usage
 
 _CHARACTERS_PER_TOKEN: Final = 4
 """Of English text; the rule of thumb that providers give."""

@@ -25,13 +25,26 @@ from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError
 from vibematch.photos import METADATA_FILENAME, Photo
-from vibematch_training import classic
-from vibematch_training.endpoint import Endpoint, InvalidAnswerError, Outcome, Usage, run_jobs
-from vibematch_training.ledger import Ledger, json_line
-from vibematch_training.metadata import Row, table_of, write_atomically, write_table
-from vibematch_training.prices import Estimate, Price, text_tokens
-from vibematch_training.schema import PROVENANCE_COLUMNS
-from vibematch_training.upload import decoded, jpeg, read_upright
+from vibematch_training.annotation import classic
+from vibematch_training.annotation.endpoint import (
+    Endpoint,
+    InvalidAnswerError,
+    Outcome,
+    Usage,
+    run_jobs,
+)
+from vibematch_training.annotation.ledger import Ledger, save_quarantine
+from vibematch_training.annotation.metadata import Row, table_of, write_table
+from vibematch_training.annotation.prices import Estimate, Price, text_tokens
+from vibematch_training.annotation.upload import decoded, jpeg, read_upright
+from vibematch_training.files import write_atomically
+from vibematch_training.schema import (
+    LOW_QUALITY,
+    PROVENANCE_COLUMNS,
+    QUALITY_COLUMN,
+    SPLIT_COLUMN,
+    VALIDATION,
+)
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -88,7 +101,7 @@ def edit_prompt(seed: int) -> str:
 
 @dataclass(frozen=True)
 class EditJob:
-    """The request for one edited photo (see :class:`vibematch_training.endpoint.Job`).
+    """The request for one edited photo (see :class:`vibematch_training.annotation.endpoint.Job`).
 
     Attributes:
         item: its name in the ledger.
@@ -262,7 +275,7 @@ def augment(
 
 
 def _may_be_augmented(row: Row) -> bool:
-    held_out = row.get("split") == "validation" or row.get("visual_quality") == "Low"
+    held_out = row.get(SPLIT_COLUMN) == VALIDATION or row.get(QUALITY_COLUMN) == LOW_QUALITY
     return not (held_out or _generated(row))
 
 
@@ -406,17 +419,10 @@ def _list_finished(directory: Path, wanted: Sequence[_Wanted], ledger: Ledger) -
 
 
 def _save_quarantine(directory: Path, wanted: Sequence[_Wanted], ledger: Ledger) -> int:
-    lines = []
-    for one in wanted:
-        record = ledger.entries[one.item].record
-        if record.get("event") == "quarantined" and not one.output(ledger).exists():
-            kept = {name: record.get(name) for name in ("at", "reason", "answer")}
-            lines.append(
-                json_line({"photo": one.source["filepath"], "prompt": one.prompt(ledger)} | kept)
-            )
-    path = directory / QUARANTINE_FILENAME
-    if lines:
-        write_atomically(path, b"".join(lines))
-    else:
-        path.unlink(missing_ok=True)
-    return len(lines)
+    given_up = [
+        ({"photo": one.source["filepath"], "prompt": one.prompt(ledger)}, entry)
+        for one in wanted
+        if (entry := ledger.entries[one.item]).event == "quarantined"
+        and not one.output(ledger).exists()
+    ]
+    return save_quarantine(directory / QUARANTINE_FILENAME, given_up)

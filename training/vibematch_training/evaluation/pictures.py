@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from vibematch_training.metrics import unit_vectors
+from vibematch_training.evaluation.metrics import unit_vectors
 
 Vectors = npt.NDArray[np.float32]
 

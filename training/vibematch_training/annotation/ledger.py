@@ -19,7 +19,6 @@ been paid for, so :meth:`Ledger.settle` quarantines it: only a person decides to
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -30,9 +29,12 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args
 
 from vibematch.errors import InputError
+from vibematch_training.files import FolderLock, write_atomically
 
 FORMAT: Final = 1
 LOST: Final = "the run ended while the request was on its way; it may have been paid for"
+
+_IN_QUARANTINE: Final = ("at", "reason", "answer")
 
 Event = Literal["planned", "sent", "failed", "invalid", "answered", "quarantined"]
 
@@ -73,12 +75,12 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries: dict[str, Entry] = {}
-        self._folder = _lock(path.parent)
+        self._lock = FolderLock(path.parent)
         try:
             self._replay()
             self._file = path.open("ab")
         except BaseException:
-            os.close(self._folder)
+            self._lock.close()
             raise
 
     def __enter__(self) -> Self:
@@ -91,7 +93,7 @@ class Ledger:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
-        os.close(self._folder)
+        self._lock.close()
 
     def append(self, event: Event, item: str, **details: Any) -> None:
         """Record one event; it is on disk when this returns."""
@@ -119,8 +121,8 @@ class Ledger:
         if not stamped:
             return
         if self._file.tell() == 0:
-            self._file.write(json_line({"ledger": FORMAT}))
-        self._file.write(b"".join(map(json_line, stamped)))
+            self._file.write(_json_line({"ledger": FORMAT}))
+        self._file.write(b"".join(map(_json_line, stamped)))
         self._file.flush()
         os.fsync(self._file.fileno())
         for record in stamped:
@@ -162,18 +164,27 @@ class Ledger:
             entry.answers = entry.answers + 1 if event == "invalid" else 0
 
 
-def json_line(record: Mapping[str, Any]) -> bytes:
+def save_quarantine(path: Path, given_up: Iterable[tuple[Mapping[str, str], Entry]]) -> int:
+    """List what was given up, with the reason and the raw answer; without any, there is no file.
+
+    Args:
+        path: the JSONL file.
+        given_up: what to say of each, and what the ledger knows of it.
+
+    Returns:
+        How many there are.
+    """
+    lines = [
+        _json_line({**about, **{name: entry.record.get(name) for name in _IN_QUARANTINE}})
+        for about, entry in given_up
+    ]
+    if lines:
+        write_atomically(path, b"".join(lines))
+    else:
+        path.unlink(missing_ok=True)
+    return len(lines)
+
+
+def _json_line(record: Mapping[str, Any]) -> bytes:
     """One line of JSONL; a lone surrogate, which UTF-8 cannot hold, stays a JSON escape."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-
-
-def _lock(folder: Path) -> int:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"another vibematch is working in {folder}; wait until it is done"
-        ) from error
-    return descriptor

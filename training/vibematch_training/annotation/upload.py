@@ -9,14 +9,11 @@ from typing import Final
 from PIL import Image
 
 from vibematch.errors import PhotoError
-from vibematch.preprocess import Preprocessing, decode
+from vibematch.preprocess import decode
 
 LONGEST_SIDE: Final = 1024
 """In pixels: enough to judge clothes and sharpness, and little to pay for."""
 JPEG_QUALITY: Final = 90
-
-_CAPS: Final = Preprocessing(height=32, width=32)
-"""Only its caps on bytes and pixels are used."""
 
 
 def read_upright(path: Path) -> Image.Image:
@@ -38,7 +35,7 @@ def decoded(content: bytes) -> Image.Image:
     Raises:
         PhotoError: no photo, damaged, or beyond a cap.
     """
-    image = decode(content, _CAPS)
+    image = decode(content)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     image.info.clear()  # Pillow would write comments and XMP out again
     return image

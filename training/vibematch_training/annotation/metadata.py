@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vibematch.photos import METADATA_FILENAME, REQUIRED_COLUMNS, Photo, read_photos
+from vibematch_training.files import write_atomically
 
 Row = dict[str, str]
 
@@ -45,17 +45,7 @@ def write_table(csv_path: Path, columns: Sequence[str], rows: Sequence[Mapping[s
     writer = csv.DictWriter(text, fieldnames=columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(csv_path, text.getvalue().encode("utf-8"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, complete or not at all, and have it on disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(csv_path, text.getvalue())
 
 
 def _row(photo: Photo, directory: Path) -> Row:

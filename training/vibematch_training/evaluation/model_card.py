@@ -14,8 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vibematch.manifest import Manifest
 from vibematch_training.backbone import TINY
-from vibematch_training.dataset import USER_LABEL
 from vibematch_training.run import TrainingConfig
+from vibematch_training.schema import USER_LABEL
 
 FIGURES: Final = {
     "recall_at_1": "Recall@1",
@@ -104,11 +104,16 @@ def limits(results: Mapping[str, Any]) -> list[str]:
             f"{results['photos']} photos of {results['users']} people leave Recall@1 anywhere "
             f"from {interval[0]:.2f} to {interval[1]:.2f}."
         )
+    if not results["caution"]:
+        texts.append(
+            "The people measured on were not trained on, but their photos come from the same "
+            "collection."
+        )
     texts += [
         f"A class is what column {results['label']} says. A wrong or debatable label counts as an "
         "error of the model, and a systematic one is learnt.",
-        "The people measured on were not trained on, but their photos come from the same "
-        "collection. Photos of another country, season, camera or app have to be measured anew.",
+        "Photos of another country, season, camera or app than those measured on have to be "
+        "measured anew.",
         "One seed was trained. Another gives a head that differs a little.",
     ]
     return texts
@@ -125,11 +130,11 @@ def model_card(
     Args:
         results: what ``evaluation_results.json`` holds.
         config: the run's settings.
-        dataset_figures: counts of the data, from ``vibematch_training.summary.figures``.
+        dataset_figures: counts of the data, as in ``write_evaluation``.
         manifest: what the model is.
     """
     environment = Environment(
-        loader=PackageLoader("vibematch_training"),
+        loader=PackageLoader("vibematch_training.evaluation"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

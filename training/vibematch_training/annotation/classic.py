@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vibematch_training.upload import jpeg
+from vibematch_training.annotation.upload import jpeg
 
 GENERATOR: Final = "classic-1"
 """Changes whenever the same seed gives other pixels."""

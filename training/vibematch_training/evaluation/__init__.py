@@ -1,0 +1,1 @@
+"""What a trained head is worth: figures, pictures, the report and the model card."""
