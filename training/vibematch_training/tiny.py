@@ -1,24 +1,28 @@
-"""A tiny Qwen3-VL: the real classes and checkpoint layout, 14 million untrained parameters.
+"""A tiny Qwen3-VL: the real classes and checkpoint layout, 11 million untrained parameters.
 
 It stands in for Qwen3-VL-2B where no checkpoint can be downloaded: the demo and the tests. Nothing
 in it is learnt. Plain random weights make an almost linear network, whose mean over an image is
 little more than its mean colour; so the random draws here follow what is known of early vision:
 
-- the patch projection holds random Gabor filters, as primary visual cortex and the first layer of
-  trained networks do (Hubel & Wiesel 1962; Olshausen & Field 1996);
+- the patch projection is a cosine transform that weighs each coefficient by its frequency, which
+  undoes the 1/f amplitude spectrum of natural images (Field 1987);
+- the first block's MLP sees each patch through random Gabor filters at many places of it, rectifies
+  them and averages those of one orientation and wavelength: texture, wherever in the patch it is
+  (simple and complex cells, Hubel & Wiesel 1962; energy models, Adelson & Bergen 1985);
 - position embeddings are slow waves, so that neighbouring patches know that they are neighbours;
-- the first block rectifies each filter, so that texture survives averaging where signed responses
-  cancel out (energy models: Adelson & Bergen 1985; scattering: Bruna & Mallat 2013);
-- mergers add random conjunctions "this texture at this place"; all else is Gaussian.
+  and since they are the constant part of every patch, normalisation leaves faint ones faint;
+- mergers add random conjunctions "these textures at this kind of place"; all else is Gaussian.
 
 The weights come from a fixed seed, so every machine with the same torch builds the same checkpoint.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +35,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vibematch_training.cache import cache_dir
 
 SEED: Final = 0
-REVISION: Final = 2
+REVISION: Final = 3
 """Part of the cache folder's name: bump it when the checkpoint changes."""
 
 SPECIAL_TOKENS: Final = (
@@ -60,9 +64,20 @@ _CHAT_TEMPLATE: Final = (
 )
 
 _PATCH: Final = 16
-_FILTERS: Final = 224
+_LUMINANCE: Final = 146
+_CHROMA: Final = 7
+_BASIS: Final = _LUMINANCE + 2 * _CHROMA
+_KINDS: Final = 64
 _PLACES: Final = 32
-"""Channels of the vision tower: so many hold filter responses, so many tell the place."""
+_CHANNELS: Final = _BASIS + _KINDS + _PLACES
+"""Channels of the vision tower: cosine coefficients of brightness and of two colour axes, texture
+energies of so many kinds, and waves that tell the place."""
+
+_ORIENTATIONS: Final = 8
+_WAVELENGTHS_PIXELS: Final = (2.6, 3.4, 4.5, 6.0, 8.0, 10.5)
+_FILTERS_PER_KIND: Final = 24
+_COLOUR_AXES: Final = ((1.0, 1.0, 1.0), (1.0, -1.0, 0.0), (1.0, 1.0, -2.0))
+"""Brightness, red against green, yellow against blue."""
 
 
 def tiny_backbone() -> Path:
@@ -108,7 +123,7 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
             "vocab_size": len(tokenizer),
             "hidden_size": 768,
             "intermediate_size": 256,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 64,
@@ -120,14 +135,14 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
             },
         },
         vision_config={
-            "hidden_size": _FILTERS + _PLACES,
-            "depth": 3,
+            "hidden_size": _CHANNELS,
+            "depth": 2,
             "num_heads": 4,
-            "intermediate_size": 768,
+            "intermediate_size": _KINDS * _FILTERS_PER_KIND,
             "out_hidden_size": 768,
             "patch_size": _PATCH,
             "num_position_embeddings": 256,
-            "deepstack_visual_indexes": [0, 1, 2],
+            "deepstack_visual_indexes": [0, 1],
         },
         image_token_id=vocabulary["<|image_pad|>"],
         video_token_id=vocabulary["<|video_pad|>"],
@@ -138,23 +153,27 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
 
 
 def _draw_vision(tower: Any) -> None:  # a Qwen3VLVisionModel; its parts carry no types
+    coefficients, projection = _cosine_basis()
     frames = tower.patch_embed.proj.weight.shape[2]
-    filters = torch.zeros(_FILTERS + _PLACES, 3, _PATCH, _PATCH)
-    for number in range(_FILTERS):
-        filters[number] = 3 * _gabor(brightness=number < 4)
-    # a photo is shown as equal frames: shared among them, the filter keeps its strength
-    tower.patch_embed.proj.weight.copy_(filters[:, :, None].expand(-1, -1, frames, -1, -1) / frames)
+    tower.patch_embed.proj.weight.zero_()
+    # a photo is shown as equal frames: shared among them, a filter keeps its strength
+    tower.patch_embed.proj.weight[:_BASIS] = 0.6 / frames * projection[:, :, None]
     tower.patch_embed.proj.bias.zero_()
     tower.pos_embed.weight.zero_()
-    tower.pos_embed.weight[:, _FILTERS:] = 2 * _slow_waves(tower.num_grid_per_side)
+    tower.pos_embed.weight[:, -_PLACES:] = _slow_waves(tower.num_grid_per_side)
 
-    for number, block in enumerate(tower.blocks):
+    first, *others = tower.blocks
+    _gaussian(first.attn.qkv)
+    _gaussian(first.attn.proj, gain=0.05)  # patches hardly mix before their texture is seen
+    _draw_texture_energies(first.mlp, coefficients)
+    for block in others:
         _gaussian(block.attn.qkv)
         _gaussian(block.attn.proj, gain=0.15)
-        _draw_mlp(block.mlp, rectify=number == 0)
-    _draw_merger(tower.merger, passing=_FILTERS + _PLACES, gain=1.0)
+        _gaussian(block.mlp.linear_fc1, gain=2.0)
+        _gaussian(block.mlp.linear_fc2, gain=0.3)
+    _draw_merger(tower.merger, gain=1.0)
     for merger in tower.deepstack_merger_list:
-        _draw_merger(merger, passing=0, gain=0.7)
+        _draw_merger(merger, gain=0.7)
 
 
 def _draw_text(decoder: Any) -> None:  # a Qwen3VLTextModel
@@ -168,30 +187,44 @@ def _draw_text(decoder: Any) -> None:  # a Qwen3VLTextModel
         _gaussian(mlp.down_proj, gain=0.7)
 
 
-def _gabor(*, brightness: bool) -> torch.Tensor:
-    """One random colour Gabor filter of unit norm, ``[3, 16, 16]``, without a mean.
+@dataclass(frozen=True)
+class _Coefficient:
+    """One channel of the patch projection: a frequency of one colour axis and its weight."""
 
-    A few filters see brightness and colour instead, weakly: light must not drown texture.
+    axis: int
+    row: int
+    column: int
+    weight: float
+
+
+def _cosine_basis() -> tuple[list[_Coefficient], torch.Tensor]:
+    """The lowest frequencies of each colour axis, and their filters ``[_BASIS, 3, 16, 16]``.
+
+    Brightness has no mean: light must not drown texture. Colour has, faintly.
     """
-    colour = nn.functional.normalize(torch.randn(3), dim=0)
-    if brightness:
-        return 0.1 / _PATCH * colour[:, None, None].expand(3, _PATCH, _PATCH)
-    if torch.rand(()) > 0.2:
-        colour = torch.full((3,), 3**-0.5)
-    axis = torch.arange(_PATCH) - (_PATCH - 1) / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    angle, phase = math.pi * torch.rand(()), 2 * math.pi * torch.rand(())
-    wavelength = 2.5 * 4 ** torch.rand(())  # 2.5 to 10 pixels
-    width = wavelength * (0.35 + 0.3 * torch.rand(()))
-    centre_y, centre_x = 10 * (torch.rand(2) - 0.5)
-    y, x = y - centre_y, x - centre_x
-    across = x * torch.cos(angle) + y * torch.sin(angle)
-    wave = torch.cos(2 * math.pi * across / wavelength + phase)
-    window = torch.exp(-(x**2 + y**2) / (2 * width**2))
-    grey = wave * window
-    grey = grey - grey.mean()
-    filtered: torch.Tensor = colour[:, None, None] * grey / grey.norm()
-    return filtered
+    frequencies = sorted(
+        itertools.product(range(_PATCH), range(_PATCH)), key=lambda at: (math.hypot(*at), at)
+    )
+    chosen = [(0, at) for at in frequencies[1 : 1 + _LUMINANCE]]
+    chosen += [(axis, at) for axis in (1, 2) for at in frequencies[:_CHROMA]]
+    coefficients = [
+        _Coefficient(axis, row, column, max(math.hypot(row, column) / (_PATCH / 2), 0.02))
+        for axis, (row, column) in chosen
+    ]
+    waves, axes = _cosines(), nn.functional.normalize(torch.tensor(_COLOUR_AXES))
+    filters = [
+        c.weight * axes[c.axis][:, None, None] * torch.outer(waves[c.row], waves[c.column])
+        for c in coefficients
+    ]
+    return coefficients, torch.stack(filters)
+
+
+def _cosines() -> torch.Tensor:
+    """The orthonormal discrete cosine transform (DCT-II) of a line of 16 pixels, ``[16, 16]``."""
+    place, frequency = torch.arange(_PATCH), torch.arange(_PATCH)[:, None]
+    waves = torch.cos(math.pi * (place + 0.5) * frequency / _PATCH) * math.sqrt(2 / _PATCH)
+    waves[0] /= math.sqrt(2)
+    return waves
 
 
 def _slow_waves(side: int) -> torch.Tensor:
@@ -206,51 +239,72 @@ def _slow_waves(side: int) -> torch.Tensor:
     return torch.stack(waves, dim=1)
 
 
-def _draw_mlp(mlp: Any, *, rectify: bool) -> None:
-    """Fill an MLP with conjunctions, after a pair of units that rectifies each filter, if asked."""
-    sharpness, strength = 3.0, 3.0
-    paired = 2 * _FILTERS if rectify else 0
+def _draw_texture_energies(mlp: Any, coefficients: list[_Coefficient]) -> None:
+    """Rectify Gabor filters at random places of the patch and average those of one kind."""
+    sharpness, gain = 8.0, 12.0  # GELU bends near 0 only: sharp inputs are rectified
     for linear in (mlp.linear_fc1, mlp.linear_fc2):
         linear.weight.zero_()
         linear.bias.zero_()
-    if rectify:
-        each = torch.eye(_FILTERS)
-        mlp.linear_fc1.weight[:paired, :_FILTERS] = sharpness * torch.cat([each, -each])
-        mlp.linear_fc2.weight[:_FILTERS, :paired] = (
-            strength / sharpness * torch.cat([each, each], dim=1)
-        )
-    units = mlp.linear_fc1.out_features - paired
-    mlp.linear_fc1.weight[paired:], mlp.linear_fc1.bias[paired:] = _conjunctions(units)
-    random = torch.randn(_FILTERS, units) * 0.3 / math.sqrt(units)
-    mlp.linear_fc2.weight[:_FILTERS, paired:] = random
+    axes = torch.tensor([c.axis for c in coefficients])
+    rows = torch.tensor([c.row for c in coefficients])
+    columns = torch.tensor([c.column for c in coefficients])
+    weights = torch.tensor([c.weight for c in coefficients])
+    waves = _cosines()
+    for kind, (axis, wavelength, angle) in enumerate(_kinds()):
+        units = slice(kind * _FILTERS_PER_KIND, (kind + 1) * _FILTERS_PER_KIND)
+        for unit in range(units.start, units.stop):
+            spectrum = waves @ _gabor(wavelength, angle) @ waves.T
+            seen = spectrum[rows, columns] / weights * (axes == axis)
+            mlp.linear_fc1.weight[unit, :_BASIS] = sharpness * seen / seen.norm()
+        mlp.linear_fc2.weight[_BASIS + kind, units] = gain / sharpness / _FILTERS_PER_KIND
 
 
-def _draw_merger(merger: Any, *, passing: int, gain: float) -> None:
-    """Average the merged patches, pass some channels on and add conjunctions; then project.
+def _kinds() -> list[tuple[int, float, float]]:
+    """Colour axis, wavelength in pixels and angle in radians of each kind of texture."""
+    brightness = [
+        (0, wavelength, math.pi * number / _ORIENTATIONS)
+        for wavelength in _WAVELENGTHS_PIXELS
+        for number in range(_ORIENTATIONS)
+    ]
+    colour = [
+        (axis, wavelength, math.pi * number / 4)
+        for wavelength in (8.0, 14.0)
+        for number in range(4)
+        for axis in (1, 2)
+    ]
+    return brightness + colour
+
+
+def _gabor(wavelength: float, angle: float) -> torch.Tensor:
+    """A Gabor filter of random phase and place in the patch, ``[16, 16]``; lengths in pixels."""
+    width = 0.7 * wavelength
+    room = max(0.0, (_PATCH - 1) / 2 - 1.3 * width)
+    centre_y, centre_x = room * (2 * torch.rand(2) - 1)
+    phase = 2 * math.pi * torch.rand(())
+    axis = torch.arange(_PATCH) - (_PATCH - 1) / 2
+    y, x = torch.meshgrid(axis - centre_y, axis - centre_x, indexing="ij")
+    across = x * math.cos(angle) + y * math.sin(angle)
+    window = torch.exp(-(x**2 + y**2) / (2 * width**2))
+    return torch.cos(2 * math.pi * across / wavelength + phase) * window
+
+
+def _draw_merger(merger: Any, *, gain: float) -> None:
+    """Average the merged patches, see random textures at random kinds of place, and project.
 
     Args:
         merger: the module to fill.
-        passing: so many channels are handed on as they are.
         gain: of the final projection.
     """
-    channels = _FILTERS + _PLACES
-    patches = merger.linear_fc1.in_features // channels
-    average = torch.eye(channels).repeat(1, patches) / patches
-    weight, bias = _conjunctions(merger.linear_fc1.out_features - passing)
-    # the offset keeps what is passed on in the straight part of GELU
-    weight = torch.cat([torch.eye(channels)[:passing], weight])
-    merger.linear_fc1.weight.copy_(2 * weight @ average)
-    merger.linear_fc1.bias.copy_(torch.cat([torch.ones(passing), bias]))
+    units = merger.linear_fc1.out_features
+    patches = merger.linear_fc1.in_features // _CHANNELS
+    textures = torch.randn(units, _KINDS) / math.sqrt(_KINDS)
+    weight = torch.zeros(units, _CHANNELS)
+    # contrasts between kinds: how much texture there is in all says little
+    weight[:, _BASIS:-_PLACES] = textures - textures.mean(dim=1, keepdim=True)
+    weight[:, -_PLACES:] = 1.5 / math.sqrt(_PLACES) * torch.randn(units, _PLACES)
+    merger.linear_fc1.weight.copy_(weight @ torch.eye(_CHANNELS).repeat(1, patches) / patches)
+    merger.linear_fc1.bias.normal_()
     _gaussian(merger.linear_fc2, gain)
-
-
-def _conjunctions(units: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and biases of units that see one random filter at one random kind of place."""
-    weight = torch.zeros(units, _FILTERS + _PLACES)
-    rows = torch.arange(units)
-    weight[rows, torch.randint(_FILTERS, (units,))] = 2 * torch.randn(units)
-    weight[rows, _FILTERS + torch.randint(_PLACES, (units,))] = 2 * torch.randn(units)
-    return weight, -2 * torch.rand(units)
 
 
 def _gaussian(linear: nn.Linear, gain: float = 1.0) -> None:
