@@ -305,8 +305,9 @@ def _caption(comparison: Mapping[str, Any]) -> str:
     return (
         f"Mean and standard deviation over {' or '.join(map(str, counts))} seeds, on people not "
         f"in training; label {settings['label']}, backbone {settings['backbone']}, {canvas}, "
-        f"epochs: {settings['epochs']}. The best trained row of each column is marked: the lowest "
-        "intra, the highest of the others. A difference within the deviation is none."
+        f"epochs: {settings['epochs']} where the row says no other. The best trained row of each "
+        "column is marked: the lowest intra, the highest of the others. A difference within the "
+        "deviation is none."
     )
 
 
