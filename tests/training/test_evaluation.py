@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import math
 import shutil
@@ -237,3 +238,44 @@ def test_training_photos_that_are_gone_are_named(
     (copy / "config.yaml").write_text("\n".join(config))
     assert main(["evaluate", str(copy)]) != 0
     assert "is gone; restore it, or measure on other photos" in capsys.readouterr().err
+
+
+def test_photos_that_changed_since_training_are_not_measured_as_if_held_out(
+    tmp_path: Path, sample_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A split drawn again after the folder grew would hold out people who were trained on."""
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    with (sample_photos / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name != "split"]
+    for row in rows[:80]:
+        (photos / row["filename"]).symlink_to(sample_photos / row["filename"])
+
+    def describe(count: int) -> None:
+        with (photos / "metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows[:count])
+
+    describe(60)
+    assert main(["train", str(photos), "--out", str(run), "--epochs", "1"]) == 0
+    before = (run / "evaluation_results.json").read_bytes()
+    assert main(["evaluate", str(run)]) == 0
+    describe(80)
+    capsys.readouterr()
+    assert main(["evaluate", str(run)]) != 0
+    assert "is no longer what" in capsys.readouterr().err
+    assert (run / "evaluation_results.json").read_bytes() == before
+    assert main(["evaluate", str(run), "--photos", str(photos)]) == 0
+    assert "cannot be checked" in capsys.readouterr().err
+
+
+def test_damaged_results_are_named(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    (copy / "evaluation_results.json").write_text("{")
+    assert main(["evaluate", str(copy)]) != 0
+    assert "evaluation_results.json is missing or damaged" in capsys.readouterr().err

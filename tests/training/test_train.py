@@ -424,7 +424,7 @@ def test_however_often_it_is_killed(photos: Path, tmp_path: Path) -> None:
     kills: list[Callable[[], bool]] = [
         out.exists,
         (out / "config.yaml").exists,
-        (checkpoints / "inputs.json").exists,
+        (out / "inputs.json").exists,
         lambda: _lines(metrics) >= 1,
         (checkpoints / ".latest.safetensors.partial").exists,
         lambda: _lines(metrics) >= 11,

@@ -33,7 +33,7 @@ from vibematch_training.fit import fit_head
 from vibematch_training.head import HeadKind
 from vibematch_training.objective import Loss, Mining
 from vibematch_training.run import PAPER, TrainingConfig
-from vibematch_training.train import FeatureTable, Parts, feature_recipe
+from vibematch_training.train import FeatureTable, Parts, feature_recipe, photos_digest
 
 JSON_FILENAME: Final = "comparison.json"
 MARKDOWN_FILENAME: Final = "comparison.md"
@@ -138,7 +138,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     with FolderLock(out):
         bench = _Bench(photos, recipe, progress)
-        digest = bench.table(config.pooling).digest(photos, config.label)
+        digest = photos_digest(photos, config.label, bench.table(config.pooling).digests)
         inputs = {"features": recipe.key, "photos": digest}
         runs = _finished_runs(out, config, inputs)
         todo = [(row, seed) for row, seed in cells if (row.key, seed) not in runs]

@@ -289,7 +289,7 @@ class _Loop:
                 moments.setdefault(int(number), {})[what] = value
             groups = self._optimizer.state_dict()["param_groups"]
             self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"{path} is damaged or of another head; remove it to train from the start ({error})"
             ) from error

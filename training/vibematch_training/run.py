@@ -4,6 +4,7 @@
 
     RUN/
     ├── config.yaml               every setting of the run; there from the start
+    ├── inputs.json               digests of the photos and of how they become features
     ├── checkpoints/              what an interrupted run goes on from
     ├── metrics.jsonl             one line per epoch
     ├── evaluation_results.json   retrieval figures beside the backbone alone
@@ -40,6 +41,7 @@ CONFIG_FILENAME: Final = "config.yaml"
 HEAD_FILENAME: Final = "head.safetensors"
 METRICS_FILENAME: Final = "metrics.jsonl"
 RESULTS_FILENAME: Final = "evaluation_results.json"
+INPUTS_FILENAME: Final = "inputs.json"
 
 Keep = Literal["last", "best"]
 
@@ -293,8 +295,20 @@ class TrainedRun:
 
     def results(self) -> dict[str, Any]:
         """What ``evaluation_results.json`` holds."""
-        results: dict[str, Any] = json.loads((self.directory / RESULTS_FILENAME).read_text())
-        return results
+        return read_json(self.directory / RESULTS_FILENAME)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); train again") from error
+    return content
 
 
 def is_finished(directory: Path) -> bool:

@@ -29,7 +29,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise InputError(
-                "curves need a package that is not installed: pip install 'tensorboard>=2.21'"
+                "curves need a package that is not installed: pip install -e '.[tensorboard]'"
             ) from error
         self._open = SummaryWriter
         self._directory = directory

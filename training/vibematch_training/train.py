@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,17 +33,18 @@ from vibematch_training.head import ProjectionHead
 from vibematch_training.run import (
     CONFIG_FILENAME,
     HEAD_FILENAME,
+    INPUTS_FILENAME,
     METRICS_FILENAME,
     TrainedRun,
     TrainingConfig,
     is_finished,
+    read_json,
 )
 from vibematch_training.schema import USER_LABEL
 from vibematch_training.summary import counts
 
 CHECKPOINTS: Final = "checkpoints"
 _CHECKPOINT_FILENAME: Final = "latest.safetensors"
-_INPUTS_FILENAME: Final = "inputs.json"
 _CHANGED: Final = {
     "features": "the files of backbone {backbone} changed since, or this version makes features "
     "differently; restore what it was",
@@ -90,9 +92,9 @@ def train(
         write_atomically(out / CONFIG_FILENAME, config.to_yaml())
         (out / CHECKPOINTS).mkdir(exist_ok=True)
         _require_same(out, config, "features", recipe.key)
-        everyone = [*parts.train, *parts.selection, *parts.validation]
+        everyone = parts.everyone
         table = FeatureTable.extract(everyone, recipe, progress=progress)
-        _require_same(out, config, "photos", table.digest(everyone, config.label))
+        _require_same(out, config, "photos", photos_digest(everyone, config.label, table.digests))
 
         def on_epoch(history: Sequence[Epoch]) -> None:
             lines = [json.dumps(entry) + "\n" for entry in history]
@@ -166,6 +168,11 @@ class Parts:
         require_a_batch(len(train), len(classes), config)
         return cls(train, selection, dataset.validation)
 
+    @property
+    def everyone(self) -> list[Photo]:
+        """All photos of the run."""
+        return [*self.train, *self.selection, *self.validation]
+
 
 @dataclass(frozen=True)
 class FeatureTable:
@@ -220,13 +227,43 @@ class FeatureTable:
             self.usable(photos), label, classes, features.numpy(), embeddings.numpy()
         )
 
-    def digest(self, photos: Sequence[Photo], label: str) -> str:
-        """SHA-256 (hex) of what the loop sees of photos: content, class and owner, in order."""
-        digest = hashlib.sha256()
-        for photo in photos:
-            content = self.digests.get(photo.path, b"unreadable").hex()
-            digest.update(json.dumps([content, class_of(photo, label), photo.user_id]).encode())
-        return digest.hexdigest()
+
+def photos_digest(photos: Sequence[Photo], label: str, contents: Mapping[Path, bytes]) -> str:
+    """SHA-256 (hex) of what the loop sees of photos: content, class and owner, in order.
+
+    Args:
+        photos: the photos.
+        label: the column that makes two photos a positive pair.
+        contents: file → SHA-256 of its content, where it can be read.
+    """
+    digest = hashlib.sha256()
+    for photo in photos:
+        content = contents.get(photo.path, b"unreadable").hex()
+        digest.update(json.dumps([content, class_of(photo, label), photo.user_id]).encode())
+    return digest.hexdigest()
+
+
+def unchanged_parts(run: TrainedRun) -> tuple[Dataset, Parts]:
+    """The photos of a finished run, divided as they were when it was trained.
+
+    Raises:
+        InputError: files, labels or the division are no longer the same, or the folder is gone.
+    """
+    config, directory = run.config, Path(run.config.photos)
+    if not directory.is_dir():
+        raise InputError(f"{directory}, which {run.directory} was trained on, is gone")
+    dataset = load_dataset(directory, config.label, config.seed, undersample=config.undersample)
+    parts = Parts.of(dataset, config)
+    contents: dict[Path, bytes] = {}
+    for photo in parts.everyone:
+        with contextlib.suppress(OSError):
+            contents[photo.path] = hashlib.sha256(photo.path.read_bytes()).digest()
+    begun = read_json(run.directory / INPUTS_FILENAME)
+    if begun.get("photos") != photos_digest(parts.everyone, config.label, contents):
+        raise InputError(
+            f"{directory} is no longer what {run.directory} was trained on: files or labels changed"
+        )
+    return dataset, parts
 
 
 # --- the run folder
@@ -264,8 +301,8 @@ def _require_room(config: TrainingConfig, out: Path, resume: bool) -> None:
 
 def _require_same(out: Path, config: TrainingConfig, what: str, digest: str) -> None:
     """Note what the run was begun on, or compare with what was noted."""
-    path = out / CHECKPOINTS / _INPUTS_FILENAME
-    begun = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = out / INPUTS_FILENAME
+    begun = read_json(path) if path.exists() else {}
     if begun.get(what, digest) != digest:
         why = _CHANGED[what].format(backbone=config.backbone, photos=config.photos)
         raise InputError(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vibematch.photos import Photo
     from vibematch_training.commands import Commands
-    from vibematch_training.dataset import Dataset
     from vibematch_training.features import FeatureRecipe
     from vibematch_training.run import TrainedRun
 
@@ -84,13 +83,18 @@ def evaluate_run(
     from vibematch_training.evaluation.report import write_evaluation
     from vibematch_training.run import METRICS_FILENAME
     from vibematch_training.summary import counts
-    from vibematch_training.train import FeatureTable
+    from vibematch_training.train import FeatureTable, unchanged_parts
 
     label = run.config.label
     data_figures = run.results()["data"]
     if directory is None:
-        dataset = _training_dataset(run)
-        photos, classes, caution = dataset.validation, dataset.classes, ""
+        try:
+            dataset, parts = unchanged_parts(run)
+        except InputError as error:
+            raise InputError(
+                f"{error}; restore it, or measure on other photos with --photos DIR"
+            ) from error
+        photos, classes, caution = parts.validation, dataset.classes, ""
     else:
         photos = _labelled_photos(directory, label)
         classes = sorted({str(class_of(photo, label)) for photo in photos})
@@ -124,21 +128,6 @@ def _recipe(run: TrainedRun) -> FeatureRecipe:
     return dataclasses.replace(recipe, graph=GraphExtractor(Path(run.config.extractor)))
 
 
-def _training_dataset(run: TrainedRun) -> Dataset:
-    from vibematch.errors import InputError
-    from vibematch_training.dataset import load_dataset
-
-    directory = Path(run.config.photos)
-    if not directory.is_dir():
-        raise InputError(
-            f"{directory}, which {run.directory} was trained on, is gone; restore it, or measure "
-            "on other photos with --photos DIR"
-        )
-    return load_dataset(
-        directory, run.config.label, run.config.seed, undersample=run.config.undersample
-    )
-
-
 def _labelled_photos(directory: Path, label: str) -> list[Photo]:
     """All real photos of a folder that have the label."""
     from vibematch.errors import InputError
@@ -159,16 +148,14 @@ def _labelled_photos(directory: Path, label: str) -> list[Photo]:
 def _caution(run: TrainedRun, photos: Sequence[Photo]) -> str:
     """Why the figures may flatter: people who may have been trained on."""
     from vibematch.errors import InputError
+    from vibematch_training.train import unchanged_parts
 
     try:
-        dataset = _training_dataset(run)
-    except InputError:
-        return (
-            f"{run.config.photos} can no longer be read: whether these people were trained on "
-            "cannot be checked."
-        )
+        _, parts = unchanged_parts(run)
+    except InputError as error:
+        return f"Whether these people were trained on cannot be checked: {error}."
     users = {photo.user_id for photo in photos}
-    trained_on = users & {photo.user_id for photo in dataset.train}
+    trained_on = users & {photo.user_id for photo in [*parts.train, *parts.selection]}
     if not trained_on:
         return ""
     return (
