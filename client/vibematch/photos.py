@@ -4,12 +4,17 @@ Real users' photos are named ``{user_id}_{image_idx}.jpg`` (``user_042_0.jpg``),
 ``gen_{idx}.jpg``. The CSV has at least ``filename,user_id,image_idx,filepath``; any further column
 is a label. Without a CSV, user and index come from the file names, and a file named otherwise
 (``IMG_2041.jpeg``) is a user of its own.
+
+Users and labels are read in Unicode's composed form (NFC), since macOS writes 민지 in another one
+than Windows does. Paths stay as they are written.
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import re
+import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +25,17 @@ from vibematch.errors import InputError
 METADATA_FILENAME: Final = "metadata.csv"
 REQUIRED_COLUMNS: Final = ("filename", "user_id", "image_idx", "filepath")
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+SOURCE_COLUMN: Final = "source"
+"""Of an augmented photo: the ``filepath`` of the photo that it was made from."""
+PROVENANCE_COLUMNS: Final = (SOURCE_COLUMN, "generator", "generation_prompt", "generation_seed")
+"""Where an augmented photo comes from; empty for a real one."""
 
 # Two digits at most: IMG_2041 and IMG_2042 are not two photos of a user IMG.
 _USER_PHOTO: Final = re.compile(r"(?P<user_id>.+)_(?P<image_idx>\d{1,2})")
-_GENERATED: Final = re.compile(r"gen_\d+")
+_GENERATED_PREFIX: Final = "gen_"
 _INDEX: Final = re.compile(r"\d{1,9}")
 _NOT_UTF8: Final = re.compile("[\udc80-\udcff]")  # what surrogateescape makes of other bytes
+_PATH_COLUMNS: Final = frozenset({"filename", "filepath", SOURCE_COLUMN})
 _SHOWN_PROBLEMS: Final = 20
 
 
@@ -49,8 +59,13 @@ class Photo:
 
     @property
     def generated(self) -> bool:
-        """Whether it is an augmented ``gen_*`` file: for training, never a person to recommend."""
-        return _GENERATED.fullmatch(self.path.stem) is not None
+        """Whether it is augmented: for training, never a person to recommend.
+
+        That is so if the file is named ``gen_*`` or a column of :data:`PROVENANCE_COLUMNS` is
+        filled.
+        """
+        named = self.path.name.startswith(_GENERATED_PREFIX)
+        return named or any(self.labels.get(column) for column in PROVENANCE_COLUMNS)
 
 
 class Problem(NamedTuple):
@@ -128,10 +143,16 @@ def problems_error(csv_path: Path | str, problems: Sequence[Problem]) -> InputEr
 
 def photo_from_name(path: Path) -> Photo:
     """Take user and index from a file name; any other name is a user of its own."""
-    match = None if _GENERATED.fullmatch(path.stem) else _USER_PHOTO.fullmatch(path.stem)
+    name = nfc(path.stem)
+    match = None if name.startswith(_GENERATED_PREFIX) else _USER_PHOTO.fullmatch(name)
     if match is None:
-        return Photo(path, path.stem, 0)
+        return Photo(path, name, 0)
     return Photo(path, match["user_id"], int(match["image_idx"]))
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode's composed form, in which equal-looking texts are equal."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _from_names(directory: Path) -> list[Photo]:
@@ -143,7 +164,7 @@ def _from_names(directory: Path) -> list[Photo]:
             photo = photo_from_name(path)
             # two folders may each hold an IMG_0001.jpg, of different people
             user_id = (inside.parent / photo.user_id).as_posix()
-            photos.append(replace(photo, user_id=user_id))
+            photos.append(replace(photo, user_id=nfc(user_id)))
     return photos
 
 
@@ -178,6 +199,7 @@ def _check_records(
     line, columns = next(records, (1, list[str]()))
     if isinstance(columns, csv.Error):
         return Listing([], [], [Problem(line, "", f"not valid CSV ({columns})")])
+    columns = [nfc(column) for column in columns]
     problems = list(_header_problems(line, columns))
     if problems:  # what the rows should hold is unknown
         return Listing([], [], problems)
@@ -192,9 +214,10 @@ def _check_records(
             problems.append(Problem(line, "", message))
         else:
             row = dict(zip(columns, cells, strict=True))
-            found = list(_row_problems(directory, line, row, seen))
+            photo = _from_row(directory, line, row)
+            found = list(_row_problems(photo, line, row, seen))
             problems += found
-            (flawed if found else photos).append(_from_row(directory, line, row))
+            (flawed if found else photos).append(photo)
     return Listing(photos, flawed, problems)
 
 
@@ -211,7 +234,7 @@ def _header_problems(line: int, columns: Sequence[str]) -> Iterator[Problem]:
 
 
 def _row_problems(
-    directory: Path, line: int, row: Mapping[str, str], seen: dict[Hashable, int]
+    photo: Photo, line: int, row: Mapping[str, str], seen: dict[Hashable, int]
 ) -> Iterator[Problem]:
     """What is wrong in a row; ``seen`` remembers on which line a photo was first."""
     for column, cell in row.items():
@@ -219,21 +242,22 @@ def _row_problems(
             yield Problem(line, column, "empty")
         elif not cell.isascii() and _NOT_UTF8.search(cell):
             yield Problem(line, column, "not UTF-8 text; save the file as CSV in UTF-8")
-    filename, user_id, image_idx, filepath = (row[column] for column in REQUIRED_COLUMNS)
+    filename, _, image_idx, filepath = (row[column] for column in REQUIRED_COLUMNS)
+    path, user_id = photo.path, photo.user_id
     if user_id != user_id.strip():
         yield Problem(line, "user_id", f"{user_id!r} begins or ends with a space")
-    path = directory / filepath
-    first = seen.setdefault(path, line) if filepath else line
+    # a/../one.jpg is one.jpg
+    first = seen.setdefault(os.path.normpath(path), line) if filepath else line
     if first != line:
         yield Problem(line, "filepath", f"{filepath!r} stands on line {first} already")
         return  # a repeated row; one problem is enough
     if filepath and not _is_file(path):
         yield Problem(line, "filepath", f"no file {filepath!r}")
-    if filename and filepath and path.name != filename:
+    if filename and filepath and nfc(path.name) != nfc(filename):
         yield Problem(line, "filename", f"{filename!r} is not the file of {filepath!r}")
     if image_idx and not _INDEX.fullmatch(image_idx):
         yield Problem(line, "image_idx", f"{image_idx!r} is not a number from 0")
-    elif user_id and image_idx and not _GENERATED.fullmatch(path.stem):
+    elif user_id and image_idx and not photo.generated:
         first = seen.setdefault((user_id, int(image_idx)), line)
         if first != line:
             message = f"user {user_id!r} has a photo {image_idx} on line {first} already"
@@ -249,9 +273,9 @@ def _is_file(path: Path) -> bool:
 
 def _from_row(directory: Path, line: int, row: Mapping[str, str]) -> Photo:
     labels = {
-        column: cell
+        column: cell if column in _PATH_COLUMNS else nfc(cell)
         for column, cell in row.items()
         if column and cell and column not in REQUIRED_COLUMNS
     }
     image_idx = int(row["image_idx"]) if _INDEX.fullmatch(row["image_idx"]) else 0
-    return Photo(directory / row["filepath"], row["user_id"], image_idx, labels, line)
+    return Photo(directory / row["filepath"], nfc(row["user_id"]), image_idx, labels, line)

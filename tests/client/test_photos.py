@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vibematch.errors import InputError
-from vibematch.photos import REQUIRED_COLUMNS, check_photos, photo_from_name, read_photos
+from vibematch.photos import (
+    PROVENANCE_COLUMNS,
+    REQUIRED_COLUMNS,
+    check_photos,
+    photo_from_name,
+    read_photos,
+)
 
 HEADER = "filename,user_id,image_idx,filepath,fashion_style\n"
 
@@ -31,7 +38,9 @@ def touch(directory: Path, *names: str) -> None:
         ("user_042_07.jpg", "user_042", 7, False),
         ("holiday.webp", "holiday", 0, False),
         ("gen_7.jpg", "gen_7", 0, True),
-        ("gen_7_1.jpg", "gen_7", 1, False),
+        ("gen_7_1.jpg", "gen_7_1", 0, True),
+        ("gen_anna.png", "gen_anna", 0, True),
+        ("generation_1.jpg", "generation", 1, False),
     ],
 )
 def test_names(name: str, user_id: str, image_idx: int, generated: bool) -> None:
@@ -107,6 +116,10 @@ def test_csv_problems_are_listed_together(tmp_path: Path) -> None:
         ("a.jpg,ben,0,one.jpg/a.jpg,x", "filepath: no file 'one.jpg/a.jpg'"),
         (f"{'n' * 300},ben,0,{'n' * 300},x", "filepath: no file 'nnn"),
         ("one.jpg,ben,0,./one.jpg,x", "filepath: './one.jpg' stands on line 2 already"),
+        (
+            "one.jpg,ben,0,folder/../one.jpg,x",
+            "filepath: 'folder/../one.jpg' stands on line 2 already",
+        ),
         ("2.jpg,ben,0,two.jpg,x", "filename: '2.jpg' is not the file of 'two.jpg'"),
         ("two.jpg,anna,00,two.jpg,x", "image_idx: user 'anna' has a photo 00 on line 2 already"),
         ("two.jpg,ben,0,two.jpg,x,y", "6 cells, but there are 5 columns"),
@@ -149,6 +162,34 @@ def test_a_generated_photo_shares_its_source_s_user_and_index(tmp_path: Path) ->
     rows = [f"{name},anna,0,{name},x" for name in ("one.jpg", "gen_0.jpg", "gen_1.jpg")]
     write_csv(tmp_path, *rows)
     assert [photo.generated for photo in read_photos(tmp_path)] == [False, True, True]
+
+
+@pytest.mark.parametrize("column", PROVENANCE_COLUMNS)
+def test_a_photo_with_an_origin_is_generated_whatever_its_name(tmp_path: Path, column: str) -> None:
+    touch(tmp_path, "one.jpg", "aug_a.jpg")
+    rows = ["one.jpg,anna,0,one.jpg,", "aug_a.jpg,anna,0,aug_a.jpg,one.jpg"]
+    write_csv(tmp_path, *rows, header=f"{','.join(REQUIRED_COLUMNS)},{column}\n")
+    assert [photo.generated for photo in read_photos(tmp_path)] == [False, True]
+
+
+def test_composed_and_decomposed_text_is_the_same(tmp_path: Path) -> None:
+    """macOS writes Hangul in parts, and so do the names of files that come from there."""
+    nfc, nfd = (unicodedata.normalize(form, "민지") for form in ("NFC", "NFD"))
+    assert nfc != nfd
+    touch(tmp_path, f"{nfc}_0.jpg", f"{nfd}_1.jpg", f"gen_{nfd}.jpg", f"{nfd}/{nfd}.jpg")
+    named = read_photos(tmp_path)
+    assert {photo.user_id for photo in named} == {nfc, f"gen_{nfc}", f"{nfc}/{nfc}"}
+    write_csv(
+        tmp_path,
+        f"{nfc}_0.jpg,{nfc},0,{nfc}_0.jpg,{nfc},",
+        f"{nfd}_1.jpg,{nfd},1,{nfd}_1.jpg,{nfd},",
+        f"gen_{nfd}.jpg,{nfd},1,gen_{nfd}.jpg,{nfd},{nfd}_1.jpg",
+        header=f"{','.join(REQUIRED_COLUMNS)},{nfd},source\n",
+    )
+    photos = read_photos(tmp_path)
+    assert {(photo.user_id, photo.labels[nfc]) for photo in photos} == {(nfc, nfc)}
+    assert photos[2].labels["source"] == photos[1].path.name == f"{nfd}_1.jpg"  # as on disk
+    assert all(photo.path.read_bytes() for photo in [*named, *photos])
 
 
 def test_long_lists_of_problems_are_cut(tmp_path: Path) -> None:

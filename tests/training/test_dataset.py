@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -262,6 +263,22 @@ def test_generated_photos_never_show_who_is_held_out(
                 break
             assert step.user_id not in held_out
             step = by_name[step.labels["source"]] if "source" in step.labels else None
+
+
+def test_a_copy_of_any_name_is_never_measured() -> None:
+    photos = [_photo(user, style="ab"[user % 2]) for user in range(20)]
+    labels = {"style": "a", "source": "user_0_0.jpg"}
+    copies = [Photo(Path(f"d/aug_{n}.jpg"), "user_0", n, labels) for n in range(9)]
+    for seed in range(10):
+        dataset = build_dataset([*photos, *copies], "style", seed)
+        assert not {photo.path for photo in copies} & {photo.path for photo in dataset.validation}
+
+
+def test_decomposed_text_is_a_misspelling() -> None:
+    """Of photos that were not read from a CSV, where it is composed."""
+    values = ["민지", "민지", unicodedata.normalize("NFD", "민지")]
+    photos = [_photo(line, line=line, style=value) for line, value in enumerate(values, 2)]
+    assert [problem.line for problem in check_labels(photos, "style")] == [4]
 
 
 def test_generated_photos_follow_their_person() -> None:

@@ -169,7 +169,7 @@ def test_weak_classes_are_warned_about(tmp_path: Path) -> None:
     assert summarise(tmp_path, "fashion_style", progress=False)["warnings"] == [
         "lone, rare: no photo in validation, so they are not measured",
         "unseen: in validation, but no photo to train on",
-        "lone, rare: fewer than 4 photos to train on; a batch takes 4 of a class and repeats them",
+        "lone, rare: fewer than 8 photos to train on; a batch takes 8 of a class and repeats them",
         "Casual_Basic has 7.0 times as many photos to train on as rare (14 and 2)",
         "1 generated photo(s) do not say whom they show (a listed user_id, and a listed source of "
         "the same person): left out, it could be somebody held out",
@@ -245,6 +245,7 @@ def test_a_folder_whose_every_row_is_wrong(
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere is not a folder"),
+        (["nowhere", "--seed", "-1"], "seed must be at least 0, got -1"),
         (["nowhere", "--picture", "counts.pdf"], "counts.pdf must end in .png or .svg"),
     ],
 )
@@ -272,6 +273,20 @@ def test_the_picture_is_repeatable_and_complete(tmp_path: Path) -> None:
     for text in ("fashion_style", "Street_Hip", "users by number of photos", "validation", "20"):
         assert f"<!-- {text} -->" in comments
     assert "left out" not in comments  # nothing was
+
+
+def test_hangul_is_drawn_without_complaint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    rows = write_folder(tmp_path)
+    for row in rows:
+        row["fashion_style"] = {"Casual_Basic": "캐주얼", "Street_Hip": "거리"}[
+            row["fashion_style"]
+        ]
+    write_csv(tmp_path, rows)
+    assert main(["dataset", str(tmp_path), "--picture", str(tmp_path / "counts.png")]) == 0
+    assert not recwarn.list
+    assert "Glyph" not in (printed := capsys.readouterr().err) and "findfont" not in printed
 
 
 def test_many_classes_are_drawn_as_few(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_tensorboard_that_is_missing_is_named(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="pip install 'tensorboard"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[tensorboard\]'"):
         train(_config(photos), tmp_path / "run", tensorboard=True, progress=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -14,11 +14,18 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from vibematch.errors import InputError
-from vibematch.photos import METADATA_FILENAME, Photo, Problem, check_photos, problems_error
+from vibematch.photos import (
+    METADATA_FILENAME,
+    SOURCE_COLUMN,
+    Photo,
+    Problem,
+    check_photos,
+    nfc,
+    problems_error,
+)
 from vibematch_training.schema import (
     CATEGORIES,
     LOW_QUALITY,
-    PROVENANCE_COLUMNS,
     QUALITY_COLUMN,
     SPLIT_COLUMN,
     SPLITS,
@@ -30,7 +37,6 @@ from vibematch_training.schema import (
 VALIDATION_FOLDS: Final = 5
 """Without a split column, one fold in five is held out."""
 
-_SOURCE_COLUMN: Final = PROVENANCE_COLUMNS[0]
 # Spaces and underscores anywhere, hyphens only inside words: -1 is not 1, and A- is not A.
 _SEPARATORS: Final = re.compile(r"[\s_]+|(?<=[^\W\d])-(?=[^\W\d])")
 
@@ -211,7 +217,7 @@ def check_labels(photos: Sequence[Photo], label: str) -> list[Problem]:
     ``visual_quality``, ``shot_type`` and ``split`` are closed: any other value is a problem.
     ``fashion_style`` and the column that is trained on may hold any vocabulary (digits, a
     company's own styles), but no value that differs from the schema's, or from a more frequent
-    value of the column, only by case, spaces, underscores or hyphens.
+    value of the column, only by case, spaces, underscores, hyphens or Unicode form (NFC, NFD).
 
     Returns:
         The problems in the order of the file.
@@ -268,7 +274,7 @@ def _spelling(counts: Mapping[str, int], allowed: Iterable[str]) -> dict[str, st
 
 
 def _plain(value: str) -> str:
-    return _SEPARATORS.sub("", value).casefold() or value
+    return _SEPARATORS.sub("", nfc(value)).casefold() or value
 
 
 def _split_problems(photos: Iterable[Photo], label: str) -> Iterator[Problem]:
@@ -402,7 +408,7 @@ def _origins(photo: Photo, by_path: Mapping[Path, Photo]) -> set[str]:
         if current.path in origins:
             continue
         origins[current.path] = current.user_id
-        if current.generated and (source := current.labels.get(_SOURCE_COLUMN)):
+        if current.generated and (source := current.labels.get(SOURCE_COLUMN)):
             # Relative to the CSV's folder, which is one of these: any that fits counts.
             found = [by_path.get(folder / source) for folder in current.path.parents]
             if not any(found):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from vibematch import photos
+
 FASHION_STYLES: Final = (
     "Casual_Basic",
     "Street_Hip",
@@ -29,8 +31,7 @@ CATEGORIES: Final = {
 DESCRIPTIONS: Final = ("physical_features", "caption")
 """Columns of free text."""
 
-PROVENANCE_COLUMNS: Final = ("source", "generator", "generation_prompt", "generation_seed")
-"""Where an augmented photo (``gen_*.jpg``) comes from; empty for a real one."""
+PROVENANCE_COLUMNS: Final = photos.PROVENANCE_COLUMNS
 
 SPLIT_COLUMN: Final = "split"
 TRAIN: Final = "train"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
@@ -24,12 +25,14 @@ from vibematch_training.dataset import (
     class_of,
 )
 from vibematch_training.files import write_atomically
+from vibematch_training.run import TrainingConfig
 from vibematch_training.schema import CATEGORIES, SPLIT_COLUMN, USER_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-FEW_PHOTOS: Final = 4
+FEW_PHOTOS: Final = TrainingConfig.photos_per_class
 """What the PK sampler takes of a class by default: with fewer, photos are repeated in a batch."""
 IMBALANCE: Final = 3.0
 """Largest class over smallest, from which on it is worth a warning."""
@@ -39,6 +42,16 @@ _SHOWN: Final = 20
 _LONGEST_NAME: Final = 24
 _USERS_SECTION: Final = "users by number of photos"
 _CHUNK: Final = 16
+# Of Linux, Windows and macOS; DejaVu, Matplotlib's own, has no Hangul.
+_KOREAN_FONTS: Final = (
+    "Noto Sans CJK KR",
+    "Noto Sans CJK JP",
+    "Noto Sans KR",
+    "NanumGothic",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+)
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _COLOURS: Final = {
     "train": "#0072B2",
@@ -121,8 +134,10 @@ def summarise(
         ``duplicates``, groups of photos with equal bytes; ``warnings``, sentences.
 
     Raises:
-        InputError: no such folder, or no photos in it.
+        InputError: no such folder, no photos in it, or a negative seed.
     """
+    if seed < 0:
+        raise InputError(f"seed must be at least 0, got {seed}")
     photos, problems = check_folder(directory, label)
     dataset = None
     if not problems:
@@ -399,9 +414,30 @@ def draw_summary(summary: Mapping[str, Any], picture: Path) -> None:
         InputError: the file has another ending or cannot be written.
     """
     import matplotlib as mpl
-    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
     check_picture(picture)
+    installed = {font.name for font in fontManager.ttflist}  # it complains about any other
+    style: dict[Any, Any] = {
+        "font.family": ["DejaVu Sans", *(name for name in _KOREAN_FONTS if name in installed)],
+        "svg.hashsalt": "vibematch",  # the same bytes each time
+    }
+    metadata = {"Date": None} if picture.suffix == ".svg" else None
+    content = io.BytesIO()
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # one for each syllable, where none of the fonts is installed
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        _figure(summary).savefig(content, format=picture.suffix[1:], dpi=150, metadata=metadata)
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(picture, content.getvalue())
+    except OSError as error:
+        raise InputError(f"{picture} cannot be written ({error.strerror})") from error
+
+
+def _figure(summary: Mapping[str, Any]) -> Figure:
+    from matplotlib.figure import Figure
+
     sections = _sections(summary)
     ordered = list(sections.items())
     pairs = [ordered[start : start + 2] for start in range(0, len(ordered), 2)]
@@ -419,15 +455,7 @@ def draw_summary(summary: Mapping[str, Any], picture: Path) -> None:
     handles, names = panels[0].get_legend_handles_labels()
     if len(names) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    content = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "vibematch"}):  # the same bytes each time
-        metadata = {"Date": None} if picture.suffix == ".svg" else None
-        figure.savefig(content, format=picture.suffix[1:], dpi=150, metadata=metadata)
-    try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(picture, content.getvalue())
-    except OSError as error:
-        raise InputError(f"{picture} cannot be written ({error.strerror})") from error
+    return figure
 
 
 def check_picture(picture: Path) -> None:
