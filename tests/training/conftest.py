@@ -27,14 +27,17 @@ from PIL import Image, ImageOps
 from vibematch_training.schema import CATEGORIES
 
 ERRORS = {
+    "redirect": (307, "moved"),
     "400": (400, "invalid_request_error"),
     "401": (401, "invalid_api_key"),
+    "402": (402, "payment_required"),
     "403": (403, "forbidden"),
     "404": (404, "model_not_found"),
     "429": (429, "rate_limit_exceeded"),
     "quota": (429, "insufficient_quota"),
     "wait an hour": (429, "rate_limit_exceeded"),
     "500": (500, "server_error"),
+    "504": (504, "gateway_timeout"),
 }
 LABELS_BROKEN_BY = {
     "wrong enum": {"fashion_style": "Goth"},
@@ -190,6 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(body)))
+        if status == 307:
+            self.send_header("location", f"/elsewhere{self.path}")
         if retry_after:
             self.send_header("retry-after", retry_after)
         self.end_headers()

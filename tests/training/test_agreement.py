@@ -58,6 +58,13 @@ def test_a_value_of_ones_own_is_a_disagreement(capsys: pytest.CaptureFixture[str
     assert "Goth" in capsys.readouterr().out
 
 
+def test_values_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]):
+    human = {"[b]a": {"shot_type": "[/red]"}}
+    print_agreement(agreement(human, {"[b]a": {"shot_type": "[red]x"}}))
+    shown = capsys.readouterr().out
+    assert "[/red]" in shown and "[red]x" in shown and "[b]a" in shown
+
+
 def test_human_labels_are_found_by_file_name(tmp_path: Path):
     path = tmp_path / "human.csv"
     path.write_text("filename,fashion_style,note\na.jpg,Street_Hip,hm\nb.jpg,,\n")

@@ -162,14 +162,14 @@ def test_all_problems_are_named_at_once():
 # --- a server that misbehaves
 
 
-@pytest.mark.parametrize("behaviour", ["429", "500", "drop", "half"])
+@pytest.mark.parametrize("behaviour", ["429", "500", "504", "drop", "half"])
 def test_passing_failures_are_tried_again_under_the_same_key(label, openai_server, behaviour):
     openai_server.behave = lambda number, photo: behaviour if number < 2 else "ok"
     result = label()
     assert (result.labelled, result.quarantined) == (12, 0)
     assert {*openai_server.asked.values()} == {2}
     assert len(openai_server.answered) == 12
-    assert result.repeated == (12 if behaviour in ("drop", "half") else 0)
+    assert result.repeated == (12 if behaviour in ("504", "drop", "half") else 0)
     keys = {headers["idempotency-key"] for _, headers, _ in openai_server.requests}
     assert len(keys) == 12
 
@@ -249,7 +249,7 @@ def test_bad_answers_are_quarantined_and_never_guessed(
     assert len(openai_server.received) == before + 2
 
 
-@pytest.mark.parametrize("behaviour", ["401", "403", "404", "quota"])
+@pytest.mark.parametrize("behaviour", ["401", "402", "403", "404", "quota"])
 def test_what_no_photo_can_cure_ends_the_run(label, openai_server, few_photos, behaviour):
     openai_server.behave = lambda number, photo: behaviour
     result = label()
@@ -259,6 +259,45 @@ def test_what_no_photo_can_cure_ends_the_run(label, openai_server, few_photos, b
     assert result.unanswered == 12
     openai_server.behave = lambda number, photo: "ok"
     assert label().labelled == 12
+
+
+def test_killed_before_a_repetition_it_is_not_sent_unasked(label, openai_server, few_photos):
+    out = few_photos.parent / "labels.csv"
+    openai_server.behave = lambda number, photo: "drop" if number == 1 else "ok"
+    assert label(out, concurrency=1).repeated == 12
+    [(_, first, _), *_] = openai_server.requests
+    # what is on disk while the first photo waits for its repetition
+    path = out.with_suffix(".ledger.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    lost = next(i for i, line in enumerate(lines) if '"event": "lost"' in line)
+    path.write_text("".join(lines[: lost + 1]))
+    out.unlink()
+    openai_server.forget()
+    openai_server.behave = lambda number, photo: "ok"
+    result = label(out)
+    assert (result.labelled, result.quarantined, len(openai_server.received)) == (11, 1, 11)
+    assert quarantine_of(result)[0]["reason"] == LOST
+    openai_server.forget()
+    assert label(out, retry_quarantined=True).labelled == 12
+    [(_, again, _)] = openai_server.requests
+    assert again["idempotency-key"] == first["idempotency-key"]
+
+
+def test_photos_do_not_follow_a_redirect(label, openai_server):
+    openai_server.behave = lambda number, photo: "redirect"
+    result = label()
+    assert "redirects to /elsewhere/" in str(result.error)
+    assert (result.quarantined, result.unanswered) == (0, 12)
+    assert not any("elsewhere" in path for path, _, _ in openai_server.requests)
+
+
+def test_what_openais_variables_name_stays_with_openai(label, openai_server, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "secret-org")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "secret-project")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+    label()
+    assert len(openai_server.requests) == 12
+    assert "secret" not in str([headers for _, headers, _ in openai_server.requests])
 
 
 def test_a_server_that_only_fails_is_left_alone(label, openai_server):

@@ -13,7 +13,7 @@ from vibematch.errors import InputError
 from vibematch_training.annotation.ledger import LOST, Ledger
 
 events = st.tuples(
-    st.sampled_from(["sent", "failed", "invalid", "answered", "quarantined"]),
+    st.sampled_from(["sent", "lost", "failed", "invalid", "answered", "quarantined"]),
     st.sampled_from(["a", "b", "c"]),
     st.text(max_size=8),
 )
@@ -70,6 +70,18 @@ def test_what_was_on_its_way_is_quarantined_not_asked_again(tmp_path: Path):
         assert finished == {"a": True, "b": False, "c": True, "d": False}
         assert not ledger.finished("a", retry_quarantined=True)
         assert ledger.finished("c", retry_quarantined=True)
+
+
+def test_what_was_lost_stays_open_until_an_answer_comes(tmp_path: Path):
+    with Ledger(tmp_path / "x.ledger.jsonl") as ledger:
+        for item, after in {"a": [], "b": ["sent", "failed"], "c": ["sent", "answered"]}.items():
+            for event in ["sent", "lost", *after]:
+                ledger.append(event, item)
+    with Ledger(tmp_path / "x.ledger.jsonl") as ledger:
+        ledger.settle()
+        events = {item: entry.event for item, entry in ledger.entries.items()}
+        assert events == {"a": "quarantined", "b": "quarantined", "c": "answered"}
+        assert {entry.rounds for entry in ledger.entries.values()} == {0}
 
 
 def test_every_event_is_on_disk_when_append_returns(tmp_path: Path):

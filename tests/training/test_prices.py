@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from vibematch.errors import InputError
 from vibematch_training.annotation.endpoint import Usage
-from vibematch_training.annotation.prices import Estimate, Price, image_tokens, known_price
+from vibematch_training.annotation.prices import (
+    Estimate,
+    Price,
+    image_tokens,
+    known_price,
+    stated_price,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,17 @@ def test_an_estimate_says_where_the_photos_go_and_what_is_unknown():
     known = str(Estimate("x", "gpt-5.1", "https://a/v1", usage, Price(1, 10), "list price"))
     assert "https://a/v1" in known and "$0.01" in known and "3,000 input" in known
     assert "unknown" in str(Estimate("x", "m", "https://a/v1", usage, Price(), ""))
+
+
+def test_half_a_stated_price_is_completed_or_refused():
+    assert stated_price("gpt-5.1", 2.0, None) == Price(2.0, 10.0)
+    assert stated_price("m", 2.0, 0.0) == Price(2.0, 0.0)
+    with pytest.raises(InputError, match="--output-price"):
+        stated_price("m", 2.0, None)
+
+
+@pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
+def test_impossible_prices_are_refused(price):
+    for name in ("input_per_million", "output_per_million", "per_image"):
+        with pytest.raises(InputError, match="price"):
+            Price(**{name: price})

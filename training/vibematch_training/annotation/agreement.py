@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vibematch.errors import InputError
 from vibematch_training.annotation.metadata import read_table
@@ -133,9 +134,9 @@ def _confusion_table(column: str, figures: Mapping[str, Any]) -> Table:
     table = Table(title=f"{column}: people in rows, the model in columns")
     table.add_column("", overflow="fold")
     for value in figures["values"]:
-        table.add_column(value, justify="right", overflow="fold")
+        table.add_column(Text(value), justify="right", overflow="fold")
     for value, counts in zip(figures["values"], figures["confusion"], strict=True):
-        table.add_row(value, *(str(count) for count in counts))
+        table.add_row(Text(value), *(str(count) for count in counts))
     return table
 
 
@@ -144,5 +145,5 @@ def _disagreement_table(column: str, disagreements: list[dict[str, str]]) -> Tab
     title = f"{column}: {len(shown)} of {len(disagreements)} disagreement(s)"
     table = Table("photo", "people", "model", title=title)
     for row in shown:
-        table.add_row(row["photo"], row["human"], row["model"])
+        table.add_row(*(Text(row[name]) for name in ("photo", "human", "model")))
     return table

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError
-from vibematch.photos import METADATA_FILENAME, Photo
+from vibematch.photos import METADATA_FILENAME
 from vibematch_training.annotation import classic
 from vibematch_training.annotation.endpoint import (
     Endpoint,
@@ -34,7 +34,7 @@ from vibematch_training.annotation.endpoint import (
     run_jobs,
 )
 from vibematch_training.annotation.ledger import Ledger, save_quarantine
-from vibematch_training.annotation.metadata import Row, table_of, write_table
+from vibematch_training.annotation.metadata import Row, is_generated, table_of, write_table
 from vibematch_training.annotation.prices import Estimate, Price, text_tokens
 from vibematch_training.annotation.upload import decoded, jpeg, read_upright
 from vibematch_training.files import write_atomically
@@ -276,12 +276,7 @@ def augment(
 
 def _may_be_augmented(row: Row) -> bool:
     held_out = row.get(SPLIT_COLUMN) == VALIDATION or row.get(QUALITY_COLUMN) == LOW_QUALITY
-    return not (held_out or _generated(row))
-
-
-def _generated(row: Row) -> bool:
-    photo = Photo(Path(row["filepath"]), row["user_id"], int(row["image_idx"]))
-    return photo.generated or any(row.get(name) for name in PROVENANCE_COLUMNS)
+    return not (held_out or is_generated(row))
 
 
 def _identity(row: Row) -> tuple[str, ...]:
@@ -378,7 +373,7 @@ def _plan(directory: Path, rows: Sequence[Row], wanted: Sequence[_Wanted], ledge
 def _estimate(jobs: Sequence[EditJob], endpoint: Endpoint, price: Price) -> Estimate:
     what = f"{len(jobs):,} edited photo(s)"
     usage = Usage(requests=len(jobs))
-    return Estimate(what, endpoint.model, endpoint.address, usage, price, "as stated")
+    return Estimate(what, endpoint.model, endpoint.base_url, usage, price, "as stated")
 
 
 def _make_classic(wanted: Sequence[_Wanted], ledger: Ledger, progress: bool) -> list[str]:
@@ -411,8 +406,8 @@ def _list_finished(directory: Path, wanted: Sequence[_Wanted], ledger: Ledger) -
     finished = [one.row(ledger) for one in wanted if one.output(ledger).exists()]
     if finished:
         columns += [name for name in PROVENANCE_COLUMNS if name not in columns]
-        real = [row for row in rows if not _generated(row)]
-        generated = [row for row in rows if _generated(row)] + finished
+        real = [row for row in rows if not is_generated(row)]
+        generated = [row for row in rows if is_generated(row)] + finished
         generated.sort(key=lambda row: row["filepath"])
         write_table(directory / METADATA_FILENAME, columns, real + generated)
     return len(finished)

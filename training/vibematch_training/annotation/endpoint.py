@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -19,16 +20,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from vibematch.errors import InputError, PhotoError, VibematchError
-from vibematch_training.annotation.ledger import Ledger
+from vibematch_training.annotation.ledger import Event, Ledger
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 DEFAULT_KEY_VARIABLE: Final = "OPENAI_API_KEY"
+OPENAI_URL: Final = "https://api.openai.com/v1"
 
 _LONGEST_WAIT_S: Final = 300.0
 """An endpoint that asks to wait longer than this ends the run instead."""
@@ -37,8 +40,13 @@ _GRACE_S: Final = 60.0
 """How long an interrupted run waits for answers that are on their way (and paid for)."""
 _PATIENCE: Final = 8
 """So many items in a row without a usable answer end the run: it is not about the photos."""
-_NEVER_SENT: Final = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
-"""Names of the HTTP library's errors (the SDK's, not ours to import) that precede any sending."""
+_NEVER_SENT: Final = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "OverflowError", "UnicodeEncodeError"}
+)
+"""Names of errors that precede any sending; the HTTP library is the SDK's, not ours to import."""
+
+_GATEWAY_TIMEOUTS: Final = (408, 504, 524)
+"""HTTP statuses after which the model may have answered, to nobody."""
 
 
 class EndpointError(VibematchError):
@@ -65,7 +73,7 @@ class Endpoint:
 
     Attributes:
         model: the model's name there.
-        base_url: the API's root, such as ``http://localhost:8000/v1``; ``None`` is OpenAI.
+        base_url: the API's root, such as ``http://localhost:8000/v1``.
         api_key: the secret; never written anywhere.
         concurrency: requests on their way at the same time.
         requests_per_minute: pace of requests; ``None`` for no limit.
@@ -80,7 +88,7 @@ class Endpoint:
     """
 
     model: str
-    base_url: str | None = None
+    base_url: str = OPENAI_URL
     api_key: str = field(default="none", repr=False)
     concurrency: int = 8
     requests_per_minute: float | None = None
@@ -93,21 +101,33 @@ class Endpoint:
     def __post_init__(self) -> None:
         if not self.model:
             raise InputError("--model is empty")
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            raise InputError(f"--base-url must start with http:// or https://: {self.base_url!r}")
-        for name in ("concurrency", "attempts", "timeout_s"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.retries < 0 or self.backoff_s < 0:
-            raise InputError("retries and backoff_s must be at least 0")
+        if not _is_http_url(self.base_url):
+            raise InputError(
+                "--base-url must start with http:// or https:// and name a host, with a port of "
+                f"1 to 65535 if any: {self.base_url!r}"
+            )
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InputError("the API key holds characters other than printable ASCII")
+        limits = ("concurrency", "attempts", "timeout_s", "requests_per_minute")
+        for name in (*limits, "tokens_per_minute", "backoff_s"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be positive and finite, got {value}")
+        if self.retries < 0:
+            raise InputError(f"retries must be at least 0, got {self.retries}")
 
     @property
-    def address(self) -> str:
-        """Where photos go, as a person would name it."""
-        return self.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    def is_openai(self) -> bool:
+        """Whether this is OpenAI's own address."""
+        return urlsplit(self.base_url).hostname == urlsplit(OPENAI_URL).hostname
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port, or of brackets
+        return False
 
 
 def api_key(base_url: str | None, variable: str | None) -> str:
@@ -287,14 +307,18 @@ class _Run:
         self._jitter = random.Random()  # noqa: S311 (spreads retries, protects nothing)
 
     async def all(self, jobs: Sequence[Job]) -> None:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         client = AsyncOpenAI(
             api_key=self._endpoint.api_key,
             base_url=self._endpoint.base_url,
             timeout=self._endpoint.timeout_s,
             max_retries=0,  # the ledger has to know of every request
+            # photos go to the address that a person agreed to, and nowhere else
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
         )
+        if not self._endpoint.is_openai:  # the SDK takes them from OpenAI's variables
+            client.organization = client.project = None
         queue = iter(jobs)
         async with client, self._signals() as hurry:
             workers = asyncio.gather(
@@ -385,13 +409,14 @@ class _Run:
     async def _failed(self, job: Job, failure: _Failure, failures: int) -> bool:
         """Record a request without an answer; whether to repeat it."""
         last = not failure.passing or failures > self._endpoint.retries
+        event: Event = "lost" if failure.perhaps_paid else "failed"
+        if last and not failure.everywhere and (failure.perhaps_paid or not failure.passing):
+            event = "quarantined"
+        self._ledger.append(
+            event, job.item, reason=failure.reason, perhaps_paid=failure.perhaps_paid
+        )
         if failure.everywhere:
-            self._ledger.append("failed", job.item, reason=failure.reason)
             self._end(failure.reason)
-        elif last and (failure.perhaps_paid or not failure.passing):
-            self._ledger.append("quarantined", job.item, reason=failure.reason)
-        else:
-            self._ledger.append("failed", job.item, reason=failure.reason)
         if last or failure.everywhere:
             self._nothing_usable(failure.reason)
             return False
@@ -436,7 +461,7 @@ class _Run:
 
     def _end(self, reason: str) -> None:
         if self.outcome.error is None:
-            self.outcome.error = EndpointError(f"{self._endpoint.address}: {reason}")
+            self.outcome.error = EndpointError(f"{self._endpoint.base_url}: {reason}")
         self._stop.set()
 
 
@@ -460,7 +485,7 @@ class _Failure:
 
     @classmethod
     def of(cls, error: Exception) -> _Failure:
-        """Tell failures apart; whatever is no failure of the request is raised again."""
+        """Tell failures apart; what is not known to be passing, or unsent, ends the run."""
         import openai
 
         match error:
@@ -474,12 +499,20 @@ class _Failure:
                 return cls(f"the connection broke ({error.__cause__})", perhaps_paid=True)
             case openai.APIError():
                 return cls(f"the response is not of this protocol ({error})", perhaps_paid=True)
-        raise error
+        reason = f"the request failed ({type(error).__name__}: {error})"
+        perhaps_paid = type(error).__name__ not in _NEVER_SENT
+        return cls(reason, passing=False, everywhere=True, perhaps_paid=perhaps_paid)
 
     @classmethod
     def _of_status(cls, error: Any) -> _Failure:
         status, code = error.status_code, error.code
         reason = f"HTTP {status}: {error.message}"
+        if 300 <= status < 400:
+            where = error.response.headers.get("location", "an unnamed address")
+            hint = f"it redirects to {where}; photos are sent to --base-url only"
+            return cls(f"HTTP {status}: {hint}", passing=False, everywhere=True)
+        if status == 402:
+            return cls(reason, passing=False, everywhere=True)
         if status in (401, 403):
             return cls(f"{reason} (is the API key right?)", passing=False, everywhere=True)
         if status == 404:
@@ -488,7 +521,11 @@ class _Failure:
         if code == "insufficient_quota":  # OpenAI's 429 that no waiting cures
             return cls(reason, passing=False, everywhere=True)
         if status in (408, 409, 429) or status >= 500:
-            return cls(reason, retry_after_s=_retry_after_s(error.response.headers))
+            return cls(
+                reason,
+                perhaps_paid=status in _GATEWAY_TIMEOUTS,
+                retry_after_s=_retry_after_s(error.response.headers),
+            )
         return cls(reason, passing=False)
 
 

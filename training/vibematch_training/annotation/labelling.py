@@ -27,14 +27,19 @@ from vibematch.errors import InputError
 from vibematch.photos import METADATA_FILENAME
 from vibematch_training.annotation.endpoint import Endpoint, InvalidAnswerError, Usage, run_jobs
 from vibematch_training.annotation.ledger import Ledger, save_quarantine
-from vibematch_training.annotation.metadata import Row, read_table, table_of, write_table
+from vibematch_training.annotation.metadata import (
+    Row,
+    is_generated,
+    read_table,
+    table_of,
+    write_table,
+)
 from vibematch_training.annotation.prices import Estimate, Price, image_tokens, text_tokens
 from vibematch_training.annotation.upload import JPEG_QUALITY, LONGEST_SIDE, jpeg, read_upright
 from vibematch_training.schema import (
     CATEGORIES,
     DESCRIPTIONS,
     FASHION_STYLES,
-    PROVENANCE_COLUMNS,
     SHOT_TYPES,
     VISUAL_QUALITIES,
 )
@@ -391,7 +396,7 @@ def _estimate(
         output_tokens=len(jobs) * _EXPECTED_OUTPUT_TOKENS,
     )
     what = f"the labels of {len(jobs):,} photo(s)"
-    return Estimate(what, endpoint.model, endpoint.address, usage, price, price_source)
+    return Estimate(what, endpoint.model, endpoint.base_url, usage, price, price_source)
 
 
 class _Saver:
@@ -461,7 +466,7 @@ class _Table:
         for entry in ledger.entries.values():
             for filepath, labels in entry.plan.items():
                 found.setdefault(filepath, labels)
-        real = (photo for photo in self.photos if not photo.row.get(PROVENANCE_COLUMNS[0]))
+        real = (photo for photo in self.photos if not is_generated(photo.row))
         return {photo.filepath: found[photo.filepath] for photo in real}
 
     def answers(self, ledger: Ledger) -> dict[str, dict[str, str]]:

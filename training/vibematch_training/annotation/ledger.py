@@ -7,14 +7,18 @@ event         meaning                                              the item is t
 ============= ==================================================== ==============================
 planned       it will be asked for; carries what was decided       waiting
 sent          written and synced *before* the request leaves       open: outcome unknown
+lost          no answer came, but it may have been paid for; asked   open: outcome unknown
+              again only while the run lasts
 failed        nothing was done for it (429, 5xx, refused ...)      waiting
 invalid       an answer came that cannot be used; ask once more    waiting
 answered      the answer, ready to use                             done
 quarantined   given up, with the reason and the raw answer         done, until asked for again
 ============= ==================================================== ==============================
 
-An item that is still open when a ledger is read was on its way when its process died. It may have
-been paid for, so :meth:`Ledger.settle` quarantines it: only a person decides to ask again.
+An item that is still open when a ledger is read was on its way, or lost, when its process died. It
+may have been paid for, so :meth:`Ledger.settle` quarantines it: only a person decides to ask again.
+It stays open if it is lost and then fails. Then, as after a quarantine with ``perhaps_paid``, the
+request is a repetition of the lost one, which an endpoint may recognise.
 """
 
 from __future__ import annotations
@@ -32,11 +36,11 @@ from vibematch.errors import InputError
 from vibematch_training.files import FolderLock, write_atomically
 
 FORMAT: Final = 1
-LOST: Final = "the run ended while the request was on its way; it may have been paid for"
+LOST: Final = "the run ended before the outcome was known; it may have been paid for"
 
 _IN_QUARANTINE: Final = ("at", "reason", "answer")
 
-Event = Literal["planned", "sent", "failed", "invalid", "answered", "quarantined"]
+Event = Literal["planned", "sent", "lost", "failed", "invalid", "answered", "quarantined"]
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Entry:
         record: its line.
         plan: what was decided when it was planned.
         answers: how many unusable answers came in the present round of asking.
+        lost: whether a request of the present round may have been paid for, without an answer.
         rounds: how often it was deliberately asked anew; tells a new request from a repeated one.
     """
 
@@ -55,6 +60,7 @@ class Entry:
     record: Mapping[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     answers: int = 0
+    lost: bool = False
     rounds: int = 0
 
 
@@ -107,8 +113,11 @@ class Ledger:
 
     def settle(self) -> None:
         """Quarantine the items whose request was sent and whose outcome nobody saw."""
-        lost = [item for item, entry in self.entries.items() if entry.event == "sent"]
-        self._append({"event": "quarantined", "item": item, "reason": LOST} for item in lost)
+        lost = [i for i, entry in self.entries.items() if entry.event == "sent" or entry.lost]
+        self._append(
+            {"event": "quarantined", "item": item, "reason": LOST, "perhaps_paid": True}
+            for item in lost
+        )
 
     def finished(self, item: str, *, retry_quarantined: bool) -> bool:
         """Whether there is nothing to ask about an item."""
@@ -159,8 +168,10 @@ class Ledger:
             entry.plan.update(record["plan"])
             return
         entry.event, entry.record = event, record
+        if event not in ("sent", "failed"):
+            entry.lost = event == "lost"
         if event in ("invalid", "quarantined"):
-            entry.rounds += 1
+            entry.rounds += not record.get("perhaps_paid", False)
             entry.answers = entry.answers + 1 if event == "invalid" else 0
 
 

@@ -55,3 +55,8 @@ def _row(photo: Photo, directory: Path) -> Row:
         "image_idx": str(photo.image_idx),
         "filepath": photo.path.relative_to(directory).as_posix(),
     }
+
+
+def is_generated(row: Row) -> bool:
+    """Whether a row is of an augmented photo, by the client's rule."""
+    return Photo(Path(row["filepath"]), row["user_id"], int(row["image_idx"]), row).generated

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from vibematch.errors import InputError
 from vibematch_training.annotation.endpoint import Usage
 
 _CHARACTERS_PER_TOKEN: Final = 4
@@ -48,11 +49,19 @@ class Price:
         input_per_million: per million input tokens.
         output_per_million: per million output tokens, reasoning included.
         per_image: per generated image, instead of both.
+
+    Raises:
+        InputError: on construction, if one is negative or not finite.
     """
 
     input_per_million: float | None = None
     output_per_million: float | None = None
     per_image: float | None = None
+
+    def __post_init__(self) -> None:
+        for price in (self.input_per_million, self.output_per_million, self.per_image):
+            if price is not None and not (math.isfinite(price) and price >= 0):
+                raise InputError(f"a price must be a number of at least 0, got {price}")
 
     def cost_usd(self, usage: Usage) -> float | None:
         """The price of this usage; ``None`` where it is unknown."""
@@ -86,6 +95,26 @@ _MODELS: Final = {
 def known_price(model: str) -> Price:
     """What the table says of a model; all unknown if it is not there."""
     return _MODELS[model].price if model in _MODELS else Price()
+
+
+def stated_price(
+    model: str, input_per_million: float | None, output_per_million: float | None
+) -> Price:
+    """The price that a person states; a half left out comes from the table.
+
+    Raises:
+        InputError: the table does not know the half left out, or a price is impossible.
+    """
+    listed = known_price(model)
+    price = Price(
+        listed.input_per_million if input_per_million is None else input_per_million,
+        listed.output_per_million if output_per_million is None else output_per_million,
+    )
+    if price.input_per_million is None or price.output_per_million is None:
+        raise InputError(
+            f"the other price of {model} is unknown; state both --input-price and --output-price"
+        )
+    return price
 
 
 def image_tokens(model: str, width: int, height: int) -> int:

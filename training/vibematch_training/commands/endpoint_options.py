@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -25,7 +26,8 @@ def add_endpoint_options(
     group.add_argument(
         "--base-url",
         metavar="URL",
-        help="root of an OpenAI-compatible API, e.g. http://localhost:8000/v1; default: OpenAI",
+        help="root of an OpenAI-compatible API, e.g. http://localhost:8000/v1; default: "
+        "$OPENAI_BASE_URL, or OpenAI",
     )
     group.add_argument(
         "--api-key-env",
@@ -68,12 +70,14 @@ def add_endpoint_options(
 
 def endpoint_from(args: argparse.Namespace) -> Endpoint:
     """The endpoint that the options describe."""
-    from vibematch_training.annotation.endpoint import Endpoint, api_key
+    from vibematch_training.annotation.endpoint import OPENAI_URL, Endpoint, api_key
+
+    base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
 
     return Endpoint(
         model=args.model,
-        base_url=args.base_url,
-        api_key=api_key(args.base_url, args.api_key_env),
+        base_url=base_url or OPENAI_URL,
+        api_key=api_key(base_url, args.api_key_env),
         concurrency=args.concurrency,
         requests_per_minute=args.requests_per_minute,
         tokens_per_minute=getattr(args, "tokens_per_minute", None),

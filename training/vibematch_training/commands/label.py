@@ -78,11 +78,12 @@ def _run(args: argparse.Namespace) -> int:
     )
     from vibematch_training.annotation.labelling import label_photos
     from vibematch_training.annotation.metadata import table_of
-    from vibematch_training.annotation.prices import PRICES_READ_ON, Price, known_price
+    from vibematch_training.annotation.prices import PRICES_READ_ON, known_price, stated_price
 
     price, price_source = known_price(args.model), f"list price of {PRICES_READ_ON}"
     if args.input_price is not None or args.output_price is not None:
-        price, price_source = Price(args.input_price or 0.0, args.output_price or 0.0), "as stated"
+        price = stated_price(args.model, args.input_price, args.output_price)
+        price_source = "as stated"
     if args.agreement_with:  # refused before anything is paid for
         _, rows = table_of(args.photos)
         read_human_labels(args.agreement_with, {row["filepath"]: row["filename"] for row in rows})
