@@ -294,14 +294,14 @@ def test_a_photo_replaced_meanwhile_is_not_kept_under_the_old_ones_name(
     recipe: FeatureRecipe, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = photos[0].read_bytes()
-    digest_of = features._read_digest
+    digest_of = features.read_digest
 
     def replaced_after(path: Path) -> bytes | str:
         digest = digest_of(path)
         path.write_bytes(photos[1].read_bytes())
         return digest
 
-    monkeypatch.setattr(features, "_read_digest", replaced_after)
+    monkeypatch.setattr(features, "read_digest", replaced_after)
     extracted = extract_features(photos[:1], recipe, tmp_path, progress=False)
     assert extracted.rejected == [f"{photos[0]}: the file changed while it was being read"]
     monkeypatch.undo()

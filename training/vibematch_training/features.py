@@ -227,7 +227,7 @@ def extract_features(
     """
     show = partial(tqdm, unit="photo", disable=not progress)
     with _workers(recipe) as (pool, ahead):
-        reading = _in_order(pool, _read_digest, paths, ahead)
+        reading = _in_order(pool, read_digest, paths, ahead)
         digests = list(show(reading, total=len(paths), desc="reading", delay=1))
         distinct = {d: p for d, p in zip(digests, paths, strict=True) if isinstance(d, bytes)}
         with FeatureCache(cache, recipe.fields, recipe.backbone.feature_dim) as store:
@@ -285,7 +285,7 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _read_digest(path: Path) -> bytes | str:
+def read_digest(path: Path) -> bytes | str:
     """SHA-256 of a file, or the reason why it cannot be read."""
     try:
         with path.open("rb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -26,7 +25,7 @@ from vibematch_training.cache import cache_dir
 from vibematch_training.dataset import Dataset, class_of, hold_out_people, load_dataset
 from vibematch_training.evaluation.evaluate import EvaluationSet
 from vibematch_training.evaluation.report import write_evaluation
-from vibematch_training.features import FeatureRecipe, extract_features
+from vibematch_training.features import FeatureRecipe, extract_features, read_digest
 from vibematch_training.files import FolderLock, write_atomically
 from vibematch_training.fit import Epoch, LabelledFeatures, fit_head, require_a_batch
 from vibematch_training.head import ProjectionHead
@@ -254,10 +253,8 @@ def unchanged_parts(run: TrainedRun) -> tuple[Dataset, Parts]:
         raise InputError(f"{directory}, which {run.directory} was trained on, is gone")
     dataset = load_dataset(directory, config.label, config.seed, undersample=config.undersample)
     parts = Parts.of(dataset, config)
-    contents: dict[Path, bytes] = {}
-    for photo in parts.everyone:
-        with contextlib.suppress(OSError):
-            contents[photo.path] = hashlib.sha256(photo.path.read_bytes()).digest()
+    digests = {photo.path: read_digest(photo.path) for photo in parts.everyone}
+    contents = {path: digest for path, digest in digests.items() if isinstance(digest, bytes)}
     begun = read_json(run.directory / INPUTS_FILENAME)
     if begun.get("photos") != photos_digest(parts.everyone, config.label, contents):
         raise InputError(

@@ -73,7 +73,6 @@ def endpoint_from(args: argparse.Namespace) -> Endpoint:
     from vibematch_training.annotation.endpoint import OPENAI_URL, Endpoint, api_key
 
     base_url = args.base_url or os.environ.get("OPENAI_BASE_URL")
-
     return Endpoint(
         model=args.model,
         base_url=base_url or OPENAI_URL,
