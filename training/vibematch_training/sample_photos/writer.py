@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vibematch.errors import InputError
+from vibematch_training.files import write_atomically
 from vibematch_training.sample_photos.camera import take
 from vibematch_training.sample_photos.captions import caption
 from vibematch_training.sample_photos.people import draw_person
@@ -129,7 +130,7 @@ def write_sample_photos(
     with tqdm(total=len(photos), initial=len(photos) - len(missing), unit="photo",
               desc="Drawing sample photos", disable=not progress) as bar:  # fmt: skip
         for photo, content in zip(missing, contents, strict=True):
-            _write_atomically(directory / photo.filename, content)
+            write_atomically(directory / photo.filename, content)
             bar.update()
     return _write_metadata(directory, photos)
 
@@ -163,7 +164,7 @@ def _claim(directory: Path, settings: dict[str, int]) -> None:
         raise InputError(
             f"{directory} is not empty and holds no sample of ours; choose an empty folder."
         )
-    _write_atomically(record, (json.dumps(settings, indent=2) + "\n").encode())
+    write_atomically(record, json.dumps(settings, indent=2) + "\n")
 
 
 def lay_out(train: int, validation: int, seed: int) -> list[Photo]:
@@ -207,11 +208,5 @@ def _write_metadata(directory: Path, photos: list[Photo]) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     path = directory / "metadata.csv"
-    _write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue())
     return path
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
