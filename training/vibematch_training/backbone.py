@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3VLConfig,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.utils import logging as transformers_logging
 
 from vibematch.errors import InputError
+from vibematch_training.fp8_checkpoint import dequantised_weights
 from vibematch_training.tiny import tiny_backbone
 
 PROMPT: Final = "Describe this person's appearance."
@@ -66,7 +74,17 @@ class Backbone:
 
         Returns:
             int64, shape ``[tokens]``.
+
+        Raises:
+            InputError: the canvas is no whole number of this checkpoint's tokens, or its chat
+                template does not place one photo.
         """
+        side = self.pixels_per_token
+        if height % side or width % side:
+            raise InputError(
+                f"backbone {self.name} sees a photo in squares of {side} pixels: height and width "
+                f"must be multiples of {side}, got {height} x {width}"
+            )
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
         chat: list[dict[str, Any]] = [{"role": "user", "content": content}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -76,7 +94,7 @@ class Backbone:
             raise InputError(
                 f"the chat template of backbone {self.name} does not place exactly one image token"
             )
-        image_tokens = (height // self.pixels_per_token) * (width // self.pixels_per_token)
+        image_tokens = (height // side) * (width // side)
         repeats = torch.where(ids == image_token_id, image_tokens, 1)
         return ids.repeat_interleave(repeats)
 
@@ -84,7 +102,7 @@ class Backbone:
 def load_backbone(
     source: str, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Backbone:
-    """Load a Qwen3-VL checkpoint.
+    """Load a dense Qwen3-VL checkpoint of any size: Instruct, Thinking, Embedding, FP8.
 
     Args:
         source: ``tiny`` (built here, untrained), a checkpoint folder, or a hub id such as
@@ -105,16 +123,15 @@ def load_backbone(
     if not any(folder.glob("*.safetensors")):  # the digest, and so the fingerprint, covers no other
         raise InputError(f"{source} is not a usable Qwen3-VL checkpoint: it has no *.safetensors")
     try:
-        # float32 attention in one kernel, as the served graph computes it
-        model = AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        model = _load_model(folder, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         # Pillow's implementation: the same numbers without torchvision
         image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError) as error:
+    except InputError as error:
+        raise InputError(f"{source} {error}") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{source} is not a usable Qwen3-VL checkpoint: {reason}") from error
-    if not isinstance(model, Qwen3VLModel):
-        raise InputError(f"{source} holds a {type(model).__name__}, not a Qwen3-VL model")
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _processor_chat_template(folder)
     model.eval().requires_grad_(False)
@@ -122,6 +139,50 @@ def load_backbone(
         model.visual.patch_embed.proj.to(memory_format=torch.channels_last_3d)
     model.to(device)  # type: ignore[arg-type]  # its wrapper lost the types
     return Backbone(source, folder, model, tokenizer, image_processor, _digest(folder))
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Qwen3VLModel:
+    """The checkpoint's model, every weight of it read from the checkpoint.
+
+    Raises:
+        InputError: another kind of model, quantised in a way that is not known here, or incomplete;
+            the message continues the sentence "<checkpoint> ...".
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, Qwen3VLConfig):  # before tens of gigabytes are read
+        raise InputError(
+            f"holds a model of type {config.model_type!r}; give a dense Qwen3-VL checkpoint "
+            f"({Qwen3VLConfig.model_type!r}) such as Qwen/Qwen3-VL-2B-Instruct"
+        )
+    quantization = config.__dict__.pop("quantization_config", None)
+    weights = dequantised_weights(folder, quantization, dtype) if quantization else None
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report counts an unused lm_head as a finding
+    try:
+        loaded: Any = Qwen3VLModel.from_pretrained(
+            None if weights else folder,
+            config=config,
+            state_dict=weights,
+            dtype=dtype,
+            attn_implementation="sdpa",  # attention in one kernel, as the served graph computes it
+            ignore_mismatched_sizes=True,  # named below
+            output_loading_info=True,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model: Qwen3VLModel = loaded[0]
+    missing, misfits = (sorted(loaded[1][f"{kind}_keys"]) for kind in ("missing", "mismatched"))
+    if missing:  # transformers draws them at random
+        raise InputError(
+            f"lacks {len(missing)} of the model's weights, such as {missing[0]}: fetch it again"
+        )
+    if misfits:
+        name, stored, expected = misfits[0]
+        raise InputError(
+            f"has {len(misfits)} weights that do not fit its config.json, such as {name}: "
+            f"{list(stored)} instead of {list(expected)}"
+        )
+    return model
 
 
 def _folder(source: str) -> Path:
