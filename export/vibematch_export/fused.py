@@ -236,14 +236,14 @@ class FusedVision(nn.Module):
 
     def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
         """Cut patches in the processor's order: each 2x2 neighbourhood is consecutive."""
+        pixels = pixels.to(self.position_embeddings.dtype)  # TensorRT can only cast uint8
         batch, channels, height, width = pixels.shape
         side, merge = self.patch_side, self.merge
         rows, columns = height // (side * merge), width // (side * merge)
         split = pixels.reshape(batch, channels, rows, merge, side, columns, merge, side)
         ordered = split.permute(0, 2, 5, 3, 6, 1, 4, 7)
         tokens = rows * columns * merge * merge
-        patches = ordered.reshape(batch, tokens, channels * side * side)
-        return patches.to(self.position_embeddings.dtype)
+        return ordered.reshape(batch, tokens, channels * side * side)
 
 
 class _VisionBlock(nn.Module):
@@ -422,9 +422,10 @@ class _DecoderAttention(_Operator):
                 version=1,
             )
         split = qkv.reshape(batch, tokens, -1, self.head_dim).transpose(1, 2)
-        query, key, value = split.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        query = _rotate(self.q_norm(query), cos, sin).to(qkv.dtype)
-        key = _rotate(self.k_norm(key), cos, sin).to(qkv.dtype)
+        keys_end = self.heads + self.kv_heads
+        query = _rotate(self.q_norm(split[:, : self.heads]), cos, sin).to(qkv.dtype)
+        key = _rotate(self.k_norm(split[:, self.heads : keys_end]), cos, sin).to(qkv.dtype)
+        value = split[:, keys_end:]
         groups = self.heads // self.kv_heads
         mixed = F.scaled_dot_product_attention(
             query, qwen.repeat_kv(key, groups), qwen.repeat_kv(value, groups), is_causal=True

@@ -166,7 +166,8 @@ def _name_nodes(graph: ir.Graph) -> None:
     seen: Counter[str] = Counter()
     for node in graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-        module = readable(scopes[-2]) if len(scopes) > 1 else ""
+        # the exporter puts a made-up module around what it adds itself
+        module = readable(scopes[-2]) if len(scopes) > 1 and scopes[-2][:1] != "_" else ""
         name = module if node.domain == DOMAIN else f"{module}/{node.op_type}".lstrip("/")
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -250,6 +251,12 @@ def _define(model: ir.Model, functions: Iterable[ir.Function]) -> None:
 
 def _spell_out(model: ir.Model, opset: int) -> None:
     """Replace each linear layer by standard operators that are named after it."""
+    (pixels,) = model.graph.inputs
+    (cast,) = (node for node, _ in pixels.uses() if node.op_type == "Cast")
+    for user, position in list(pixels.uses()):
+        if user is not cast:  # its batch size is looked up; TensorRT can do nothing else with uint8
+            user.replace_input_with(position, cast.outputs[0])
+    model.graph.sort()
     for node in model.graph:
         if node.domain == DOMAIN:
             body = operators.linear(node.op_type, opset, _type_of(node.inputs[1]))
