@@ -3,8 +3,9 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
+OPTIMUM := build/optimum-venv
 
-.PHONY: help install demo test test-slow test-wheel check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-optimum check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -28,6 +29,14 @@ test-slow: $(STAMP)  ## The heavier tests
 
 test-wheel: $(STAMP)  ## The client's wheel, alone in an empty environment
 	$(BIN)/python -m pytest -m slow tests/client/test_wheel.py
+
+test-optimum: $(STAMP) $(OPTIMUM)/.installed  ## Exported models in optimum, in an environment of its own
+	OPTIMUM_PYTHON=$(abspath $(OPTIMUM))/bin/python $(BIN)/python -m pytest -m slow tests/export/test_ecosystem.py
+
+$(OPTIMUM)/.installed: tests/optimum/requirements.txt
+	$(PYTHON) -m venv --clear $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
 
 check: $(STAMP)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .

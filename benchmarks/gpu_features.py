@@ -11,7 +11,6 @@ format, measured on the same device just before. The 2B weights are random: same
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -24,20 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from random_2b import NAME as RANDOM_2B
+from random_2b import random_2b
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from vibematch.preprocess import Preprocessing
 from vibematch_export.fused import FusedEncoder
-from vibematch_training.backbone import PROMPT, Backbone, load_backbone
+from vibematch_training.backbone import PROMPT, load_backbone
 from vibematch_training.features import FeatureRecipe, pooled_features
 from vibematch_training.head import ProjectionHead
 from vibematch_training.run import parse_size
 
-RANDOM_2B = "2b-random"
 Route = Callable[[np.ndarray], torch.Tensor]
 
 
@@ -54,7 +52,7 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # built on the CPU, where the fused module is put together, and moved as a whole
     backbone = (
-        _two_billion(dtype)
+        random_2b(dtype)
         if args.backbone == RANDOM_2B
         else load_backbone(args.backbone, dtype, "cpu")
     )
@@ -138,27 +136,6 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
         (left @ left)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
-
-
-def _two_billion(dtype: torch.dtype) -> Backbone:
-    """Qwen3-VL-2B's architecture with random weights, and the tiny backbone's tokenizer."""
-    tiny = load_backbone("tiny", dtype, "cpu")
-    text: dict[str, Any] = {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144}
-    text |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
-    text["head_dim"] = 128
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6}
-    text["rope_parameters"] |= {"mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    vision: dict[str, Any] = {"hidden_size": 1024, "depth": 24, "num_heads": 16}
-    vision |= {"intermediate_size": 4096, "out_hidden_size": 2048, "num_position_embeddings": 2304}
-    vision["deepstack_visual_indexes"] = [5, 11, 17]
-    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    special = {name: getattr(tiny.model.config, name) for name in tokens}
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)  # not .to(dtype), which would round the rotary frequencies too
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **special)
-    model = Qwen3VLModel(config).eval().requires_grad_(False)
-    torch.set_default_dtype(torch.float32)
-    return dataclasses.replace(tiny, name=RANDOM_2B, model=model)
 
 
 def _print(report: dict[str, Any], *, as_json: bool) -> None:

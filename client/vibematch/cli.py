@@ -38,6 +38,7 @@ LAB_COMMANDS: Final[tuple[str, ...]] = (
     "compare",
     "evaluate",
     "export",
+    "parity",
     "serve",
     "demo",
 )

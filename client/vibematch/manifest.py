@@ -31,6 +31,7 @@ class Manifest:
         head: kind of projection head, e.g. ``paper``.
         head_sha256: digest of the head's weights.
         precision: number format of the graph: ``fp32``, ``int8``, ``bf16`` or ``fp16``.
+        wide_layers: names of the layers that a narrower ``precision`` leaves in float32.
         labels: label column → its classes, in the order of their integer codes; empty where the
             classes are people.
         parity: figures of the comparison with the reference model; empty before export.
@@ -52,6 +53,7 @@ class Manifest:
     head: str
     head_sha256: str
     precision: str
+    wide_layers: Sequence[str] = ()
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """SHA-256 (hex) over all that changes a vector; equal fingerprints, equal vectors."""
         canvas = self.preprocessing
-        decisive = [
+        decisive: list[object] = [
             self.backbone_sha256,
             self.head_sha256,
             self.prompt,
@@ -77,6 +79,8 @@ class Manifest:
             self.precision,
             [canvas.height, canvas.width, canvas.fit, self.preprocessing_revision],
         ]
+        if self.wide_layers:
+            decisive.append(sorted(self.wide_layers))
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def to_json(self) -> str:

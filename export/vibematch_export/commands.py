@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,8 +15,9 @@ DEFAULT_REPOSITORY: Final = Path("build/model_repository")
 
 
 def register(commands: Commands) -> None:
-    """Add ``export``, ``serve`` and ``demo`` to the command line."""
+    """Add ``export``, ``parity``, ``serve`` and ``demo`` to the command line."""
     _add_export(commands)
+    _add_parity(commands)
     _add_serve(commands)
     _add_demo(commands)
 
@@ -22,11 +25,31 @@ def register(commands: Commands) -> None:
 def _add_export(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="turn a trained run into a proven graph and a Triton repository",
-        description="Fuse backbone, pooling, head and normalisation into one ONNX graph, prove "
-        "on photos that it is the trained model, and build the Triton model repository.",
+        help="turn a trained run into proven graphs and a Triton repository",
+        description="Fuse backbone, pooling, head and normalisation into one ONNX graph for each "
+        "precision, prove on photos that it is the trained model, and build the Triton model "
+        "repository from the first one that serves on a CPU. What is up to date is not made again.",
     )
-    parser.add_argument("run_directory", type=Path, metavar="RUN", help="a finished run folder")
+    parser.add_argument(
+        "run_directory",
+        type=Path,
+        metavar="RUN",
+        help="a finished run folder; with --runtime tensorrt also an exported model",
+    )
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=("fp32", "int8", "bf16", "fp16"),
+        metavar="P",
+        help="fp32, int8 (CPU), bf16, fp16 (GPU); default: fp32, or bf16 with tensorrt",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=("onnxruntime", "tensorrt"),
+        default="onnxruntime",
+        help="tensorrt compiles an engine beside the graph as well: for the GPU of this machine, "
+        "or without one for compute capability 8.6 (A10G), to see that it compiles",
+    )
     _add_repository(parser)
     parser.add_argument("--size", metavar="HxW", help="canvas in pixels; default: the run's")
     parser.add_argument(
@@ -39,24 +62,94 @@ def _add_export(commands: Commands) -> None:
 
 
 def _run_export(args: argparse.Namespace) -> None:
-    from vibematch.manifest import Manifest
-    from vibematch_export.export import export
+    for_tensorrt = args.runtime == "tensorrt"
+    if for_tensorrt and (args.run_directory / "model.onnx").is_file():
+        _build_engines([args.run_directory])  # in NVIDIA's container, which has no PyTorch
+        return
+    from vibematch.errors import InputError
+    from vibematch_export.export import CPU_PRECISIONS, export_all, print_exports
+    from vibematch_export.parity import ParityError
     from vibematch_export.repository import require_replaceable, write_repository
     from vibematch_training.run import parse_size
 
+    precisions = list(dict.fromkeys(args.precision or ["bf16" if for_tensorrt else "fp32"]))
+    if for_tensorrt and not {"bf16", "fp16"}.issuperset(precisions):
+        raise InputError("TensorRT compiles bf16 and fp16 graphs; choose with --precision")
     require_replaceable(args.repository)
     size = parse_size(args.size) if args.size else None
-    model = export(args.run_directory, size=size, photos=args.photos)
-    write_repository(args.repository, model)
-    manifest = Manifest.load(model)
-    parity = manifest.parity
-    print(
-        f"model:      {model} (fingerprint {manifest.fingerprint[:12]})\n"
-        f"parity:     least cosine {parity['min_cosine']:.10f}, mean {parity['mean_cosine']:.10f} "
-        f"over {parity['photos']:.0f} photos\n"
-        f"repository: {args.repository}\n"
-        f"next: vibematch serve --repository {args.repository}"
+    exports = export_all(args.run_directory, precisions, size=size, photos=args.photos)
+    print_exports(exports)
+    published = [made for made in exports if not made.problem]
+    if for_tensorrt:
+        _build_engines([made.model for made in published])
+    served = [made for made in published if made.manifest.precision in CPU_PRECISIONS]
+    if served:
+        write_repository(args.repository, served[0].model)
+        print(
+            f"repository: {args.repository} ({served[0].manifest.precision}, fingerprint "
+            f"{served[0].manifest.fingerprint[:12]})\n"
+            f"next: vibematch serve --repository {args.repository}"
+        )
+    if refused := [made for made in exports if made.problem]:
+        raise ParityError("; ".join(made.problem for made in refused))
+
+
+def _build_engines(models: Sequence[Path]) -> None:
+    from vibematch_export.tensorrt import build_engine, default_library
+
+    for model in models:
+        plan = build_engine(model / "model.onnx", model, library=default_library())
+        print(
+            f"engine:     {plan.path} ({plan.path.stat().st_size / 1e6:.0f} MB, for {plan.target}; "
+            + ", ".join(
+                f"{count} products in {kind}" for kind, count in plan.matrix_products.items()
+            )
+            + ")"
+        )
+
+
+def _add_parity(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "parity",
+        help="prove exported models again: are they the trained model?",
+        description="Compare exported models with Hugging Face's own forward + the trained head "
+        "on photos, and exit with status 1 if one of them strays.",
     )
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="MODEL_DIR",
+        help="an exported model (RUN/export/int8), or RUN for all its exports",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        dest="run_directory",
+        metavar="RUN",
+        help="the run of models that no longer lie in it",
+    )
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="photos to compare on; default: the run's validation photos, then its others",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.set_defaults(run=_run_parity)
+
+
+def _run_parity(args: argparse.Namespace) -> None:
+    from vibematch_export.parity import ParityError
+    from vibematch_export.proof_report import print_proofs, prove
+
+    proofs = prove(args.folders, run=args.run_directory, photos=args.photos)
+    if args.json:
+        print(json.dumps([proof.to_json() for proof in proofs], ensure_ascii=False))
+    else:
+        print_proofs(proofs)
+    if failed := sum(bool(proof.problem) for proof in proofs):
+        raise ParityError(f"{failed} of {len(proofs)} exported models are not the trained model")
 
 
 def _add_serve(commands: Commands) -> None:

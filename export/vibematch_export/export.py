@@ -1,100 +1,358 @@
-"""A trained run → an exported model that has proved to be the same function.
+"""A trained run → exported models that have proved to be the same function.
 
 ::
 
-    RUN/export/fp32/
+    RUN/export/int8/
     ├── model.onnx (+ model.onnx.data over 2 GB)
     ├── manifest.json               with the parity figures
     ├── config.json                 the backbone's own, for tools that want one
     └── preprocessor_config.json
+
+An exported model appears complete and proven, or not at all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
+import logging
+import resource
 import shutil
 import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from vibematch.errors import InputError
-from vibematch.photos import read_photos
+from vibematch.errors import InputError, ManifestError
+from vibematch.manifest import Manifest
+from vibematch_export.calibration import Calibration, calibrate
 from vibematch_export.fused import FusedEncoder
-from vibematch_export.onnx_graph import OPSET, write_onnx
-from vibematch_export.parity import measure_parity, require_parity
-from vibematch_export.repository import WEIGHTS
+from vibematch_export.onnx_graph import Precision, write_onnx
+from vibematch_export.parity import (
+    ParityError,
+    Reference,
+    explain,
+    measure_parity,
+    onnx_runner,
+    proof_photos,
+    reference,
+    shortfalls,
+)
 from vibematch_training.dataset import load_dataset
-from vibematch_training.run import TrainedRun, TrainingConfig
+from vibematch_training.features import FeatureRecipe, load_pixels, pooled_features
+from vibematch_training.files import FolderLock
+from vibematch_training.graph_extractor import GRAPH_FILENAME
+from vibematch_training.run import TrainedRun
 
-PARITY_PHOTOS: Final = 98
+REVISION: Final = 2
+"""Of exports; raised when a new version of this package makes other graphs of the same run."""
+CPU_PRECISIONS: Final[Sequence[Precision]] = ("fp32", "int8")
+
+_REVISION_KEY: Final = "vibematch-export"
 _COPIED: Final = ("config.json", "preprocessor_config.json")
+_CALIBRATION_PHOTOS: Final = 16
+_TIMED_RUNS: Final = 5
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What came of exporting a run in one precision.
+
+    Attributes:
+        model: folder of the exported model; without a problem it is complete.
+        manifest: what the model is, with its parity figures.
+        bytes: size of graph and weights.
+        seconds_per_photo: median time of one photo on this CPU; ``None`` for graphs for a GPU, and
+            for models that were up to date.
+        speed_up: the time of Hugging Face's forward in float32 over that.
+        problem: why it was not published; empty if it was.
+        reused: whether an earlier export was up to date.
+    """
+
+    model: Path
+    manifest: Manifest
+    bytes: int = 0
+    seconds_per_photo: float | None = None
+    speed_up: float | None = None
+    problem: str = ""
+    reused: bool = False
 
 
 def export(
-    run_directory: Path, *, size: tuple[int, int] | None = None, photos: Path | None = None
+    run_directory: Path,
+    precision: Precision = "fp32",
+    *,
+    size: tuple[int, int] | None = None,
+    photos: Path | None = None,
 ) -> Path:
-    """Export a run to ``RUN/export/fp32``, replacing an earlier export of it.
-
-    Args:
-        run_directory: a finished run.
-        size: canvas height and width in pixels; the run's own if not given.
-        photos: folder of photos to prove parity on; the run's validation photos if not given.
+    """Export a run in one precision; see :func:`export_all`.
 
     Returns:
         The folder of the exported model.
 
     Raises:
-        InputError: the run, its backbone or the photos cannot be used.
         ParityError: the graph is not the trained model; nothing was written.
+    """
+    (made,) = export_all(run_directory, [precision], size=size, photos=photos)
+    if made.problem:
+        raise ParityError(made.problem)
+    return made.model
+
+
+def export_all(
+    run_directory: Path,
+    precisions: Sequence[Precision],
+    *,
+    size: tuple[int, int] | None = None,
+    photos: Path | None = None,
+) -> list[Export]:
+    """Export a run to ``RUN/export/<precision>``, replacing earlier exports that are out of date.
+
+    First all graphs are written from the backbone in memory; then it leaves, and the graphs are
+    proven and timed one by one. So memory never holds both.
+
+    Args:
+        run_directory: a finished run.
+        precisions: number formats; see :func:`vibematch_export.onnx_graph.write_onnx`.
+        size: canvas height and width in pixels; the run's own if not given.
+        photos: folder of photos to prove parity on; the run's validation photos if not given.
+
+    Returns:
+        One result for each precision; those with a problem were not published.
+
+    Raises:
+        InputError: the run, its backbone or the photos cannot be used, or another export of this
+            run is under way.
     """
     run = TrainedRun.load(run_directory)
     manifest = run.manifest
     if size is not None:
         canvas = dataclasses.replace(manifest.preprocessing, height=size[0], width=size[1])
         manifest = dataclasses.replace(manifest, preprocessing=canvas)
-    paths = _parity_photos(run.config, photos)
-    backbone = run.load_backbone(torch.float32, "cpu")  # where the fused module is put together
+    folder = run_directory / "export"
+    folder.mkdir(exist_ok=True)
+    with FolderLock(folder):
+        for leftover in folder.glob(".partial-*"):  # of an export that was killed
+            shutil.rmtree(leftover)
+        made = {
+            precision: current
+            for precision in precisions
+            if (current := _up_to_date(folder / precision, manifest, precision))
+        }
+        missing = [precision for precision in precisions if precision not in made]
+        if missing:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
+                made |= _export(run, manifest, missing, folder, Path(name), photos)
+    return [made[precision] for precision in precisions]
+
+
+def _up_to_date(model: Path, manifest: Manifest, precision: Precision) -> Export | None:
+    """The export that is there already, if it is what would be made."""
+    try:
+        found = Manifest.load(model)
+    except ManifestError:
+        return None
+    wanted = dataclasses.replace(manifest, precision=precision, wide_layers=found.wide_layers)
+    if found.fingerprint != wanted.fingerprint or not (model / GRAPH_FILENAME).is_file():
+        return None
+    if found.library_versions.get(_REVISION_KEY) != str(REVISION):
+        return None
+    return Export(model, found, _size(model), reused=True)
+
+
+def _export(
+    run: TrainedRun,
+    manifest: Manifest,
+    precisions: Sequence[Precision],
+    folder: Path,
+    workshop: Path,
+    photos: Path | None,
+) -> dict[Precision, Export]:
+    drafts, expected, reference_s = _write_drafts(run, manifest, precisions, workshop, photos)
+    gc.collect()  # the backbone, before the graphs come into memory
+    made: dict[Precision, Export] = {}
+    for precision, (draft, drafted) in drafts.items():
+        result = _prove(draft, drafted, expected, reference_s)
+        if not result.problem:
+            target = folder / precision
+            if target.exists():
+                for timings in target.glob("*.timing"):  # TensorRT's next build is faster with them
+                    shutil.copy(timings, draft)
+                shutil.rmtree(target)
+            draft.rename(target)
+            result = dataclasses.replace(result, model=target)
+        made[precision] = result
+    return made
+
+
+def _write_drafts(
+    run: TrainedRun,
+    manifest: Manifest,
+    precisions: Sequence[Precision],
+    workshop: Path,
+    photos: Path | None,
+) -> tuple[dict[Precision, tuple[Path, Manifest]], Reference, float]:
+    """Write all graphs, and compute what they are compared with and how long that takes."""
+    candidates = proof_photos(run, photos)
+    start = time.perf_counter()
+    backbone = run.load_backbone(torch.float32, "cpu")
     recipe = dataclasses.replace(run.recipe(backbone), preprocessing=manifest.preprocessing)
-
-    target = run_directory / "export" / manifest.precision
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as name:
-        partial = Path(name) / target.name
-        partial.mkdir()
-        graph = partial / WEIGHTS
-        write_onnx(FusedEncoder(recipe, run.head).eval(), recipe.preprocessing, graph)
-        parity = measure_parity(graph, paths, recipe, run.head)
-        require_parity(parity, manifest.precision)
-        dataclasses.replace(
-            manifest,
-            parity=parity,
-            library_versions={
-                **manifest.library_versions,
-                "onnx_opset": str(OPSET),
-                "onnxruntime": version("onnxruntime"),
-            },
-            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        ).save(partial)
-        for filename in _COPIED:
-            shutil.copy(backbone.folder / filename, partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    return target
-
-
-def _parity_photos(config: TrainingConfig, photos: Path | None) -> list[Path]:
-    if photos is not None:
-        return [photo.path for photo in read_photos(photos)][:PARITY_PHOTOS]
-    folder = Path(config.photos)
-    if not folder.is_dir():
-        raise InputError(
-            f"the run's photos are no longer at {folder}; name a folder to prove parity on with "
-            "--photos"
+    expected = reference(candidates, recipe, run.head, label=run.config.label)
+    reference_s = _median_s(lambda: pooled_features(expected.pixels[:1], recipe))
+    encoder = FusedEncoder(recipe, run.head).eval()
+    calibration: Calibration | None = None
+    drafts: dict[Precision, tuple[Path, Manifest]] = {}
+    for precision in precisions:
+        wide: Sequence[str] = ()
+        encoder.head = run.head
+        if precision != "fp32":
+            if calibration is None:
+                kept = workshop.parent / f"calibration-{manifest.fingerprint[:12]}"
+                calibration = _calibrate(run, encoder, recipe, kept, workshop)
+            wide = calibration.wide[precision]
+        if calibration is not None and precision == "int8":
+            encoder.head = calibration.int8_head(run.head)
+        draft = workshop / precision
+        draft.mkdir()
+        drafted = dataclasses.replace(manifest, precision=precision, wide_layers=sorted(wide))
+        identity = {"vibematch.manifest": drafted.to_json()}
+        graph = draft / GRAPH_FILENAME
+        summary = write_onnx(
+            encoder, recipe.preprocessing, graph, precision, wide=wide, metadata=identity
         )
-    dataset = load_dataset(folder, config.label, config.seed, undersample=config.undersample)
-    return [photo.path for photo in dataset.validation][:PARITY_PHOTOS]
+        _LOG.info(
+            "%s: opset %d, %d nodes (%s), %.1f MB of weights",
+            precision,
+            summary.opset,
+            sum(summary.operators.values()),
+            ", ".join(f"{count} {name}" for name, count in summary.operators.items()),
+            summary.bytes / 1e6,
+        )
+        for filename in _COPIED:
+            shutil.copy(backbone.folder / filename, draft)
+        versions = {
+            **manifest.library_versions,
+            "onnx_opset": str(summary.opset),
+            "onnxruntime": version("onnxruntime"),
+            _REVISION_KEY: str(REVISION),
+        }
+        drafts[precision] = draft, dataclasses.replace(drafted, library_versions=versions)
+    _LOG.info(
+        "graphs written after %.0f s; peak memory so far %.1f GB",
+        time.perf_counter() - start,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    )
+    return drafts, expected, reference_s
+
+
+def _calibrate(
+    run: TrainedRun, encoder: FusedEncoder, recipe: FeatureRecipe, kept: Path, workshop: Path
+) -> Calibration:
+    """Measure which layers stay wide, on photos of the training set; once is enough."""
+    dataset = load_dataset(Path(run.config.photos), run.config.label, run.config.seed)
+    step = max(1, len(dataset.train) // _CALIBRATION_PHOTOS)
+    photos = dataset.train[::step][:_CALIBRATION_PHOTOS]
+    pixels = np.stack([load_pixels(photo.path, recipe.preprocessing) for photo in photos])
+    try:
+        found = Calibration.load(kept)
+        if found.pixels_sha256 == sha256(pixels.tobytes()).hexdigest():
+            return found
+    except InputError:
+        pass  # none yet, or of another version
+    calibration = calibrate(encoder, recipe.preprocessing, pixels, scratch=workshop)
+    kept.mkdir(exist_ok=True)
+    calibration.save(kept)
+    return calibration
+
+
+def _prove(draft: Path, manifest: Manifest, expected: Reference, reference_s: float) -> Export:
+    """Compare a draft with the reference, time it, and complete it with its manifest."""
+    size = _size(draft)
+    try:
+        run = onnx_runner(draft / GRAPH_FILENAME, manifest.precision)
+        parity = measure_parity(run, expected)
+    except ParityError as error:
+        return Export(draft, manifest, size, problem=str(error))
+    manifest = dataclasses.replace(
+        manifest,
+        parity=parity.figures,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    manifest.save(draft)
+    found = shortfalls(parity, manifest.precision)
+    problem = ""
+    if found:
+        problem = (
+            f"the {manifest.precision} graph strays from the trained model: "
+            f"{explain(parity, found)}; not published"
+        )
+    if manifest.precision not in CPU_PRECISIONS:
+        return Export(draft, manifest, size, problem=problem)
+    photo_s = _median_s(lambda: run(expected.pixels[:1]))
+    return Export(draft, manifest, size, photo_s, reference_s / photo_s, problem)
+
+
+def _median_s(work: Callable[[], object]) -> float:
+    work()
+    times = []
+    for _ in range(_TIMED_RUNS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def _size(model: Path) -> int:
+    return sum(path.stat().st_size for path in model.glob(f"{GRAPH_FILENAME}*"))
+
+
+def print_exports(exports: Sequence[Export]) -> None:
+    """Print one line for each precision: size, speed, and how near it is to the trained model."""
+    table = Table(
+        title="Exported models",
+        caption="Beside Hugging Face's forward + trained head in float32: time of one photo on "
+        "this CPU, cosines, neighbours in common, change of Recall@1.",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("precision", no_wrap=True)
+    for heading in ("size", "s/photo", "speed-up", "least cos", "mean cos", "top 10", "R@1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for made in exports:
+        parity = made.manifest.parity
+        verdict = "[red]✗ refused[/red]" if made.problem else "[green]✓ published[/green]"
+        table.add_row(
+            made.manifest.precision,
+            f"{made.bytes / 1e6:.0f} MB",
+            _number(made.seconds_per_photo, ".3f"),
+            _number(made.speed_up, ".2f"),
+            _number(parity.get("min_cosine"), ".6f"),
+            _number(parity.get("mean_cosine"), ".6f"),
+            _number(parity.get("top_10_agreement"), ".1%"),
+            _number(parity.get("recall_at_1_change"), "+.3f"),
+            "[green]✓ up to date[/green]" if made.reused else verdict,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    for made in exports:
+        wide = len(made.manifest.wide_layers)
+        kept = f", {wide} layers kept in float32" if wide else ""
+        console.print(f"{made.manifest.precision}: {made.model}{kept}", soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

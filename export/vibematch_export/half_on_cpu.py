@@ -7,6 +7,9 @@ and sum in float32. So a half-precision export can be proven on a machine withou
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +18,13 @@ import onnx_ir as ir
 _HALVES: Final = {ir.DataType.BFLOAT16, ir.DataType.FLOAT16}
 
 
-def write_emulation(graph: Path, target: Path) -> None:
-    """Rewrite a half-precision graph for the CPU.
+@contextmanager
+def emulated(graph: Path) -> Iterator[Path]:
+    """A temporary graph for the CPU that computes what a half-precision graph does.
 
     Args:
-        graph: the ``.onnx`` file; weights beside it are shared, not copied.
-        target: the file to write, in the same folder.
+        graph: the ``.onnx`` file; weights beside it are shared, not copied, and its folder must be
+            writable.
     """
     model = ir.load(graph)
     halves = {
@@ -33,7 +37,9 @@ def write_emulation(graph: Path, target: Path) -> None:
     }
     for value, number_format in halves.items():
         _round(model.graph, value, number_format)
-    ir.save(model, target)
+    with tempfile.NamedTemporaryFile(dir=graph.parent, prefix=".", suffix=graph.name) as file:
+        ir.save(model, file.name)
+        yield Path(file.name)
 
 
 def _round(graph: ir.Graph, value: ir.Value, number_format: ir.DataType) -> None:

@@ -29,6 +29,7 @@ PREPROCESS: Final = "style_preprocess"
 EMBED: Final = "style_embed"
 ENCODER: Final = MODEL
 WEIGHTS: Final = "model.onnx"
+KERNELS: Final = "kernels.so"
 
 MAX_BATCH_SIZE: Final = 8
 MAX_QUEUE_SIZE: Final = 64
@@ -236,6 +237,10 @@ def _may_replace(repository: Path) -> bool:
 
 
 def _build(repository: Path, model: Path, manifest: Manifest) -> None:
+    from vibematch_export import (
+        kernels,
+    )  # imports ONNX Runtime, which `vibematch serve` does not need
+
     for name in (PREPROCESS, EMBED):
         version = repository / name / "1"
         version.mkdir(parents=True)
@@ -243,6 +248,8 @@ def _build(repository: Path, model: Path, manifest: Manifest) -> None:
     (repository / ENCODER / "1").mkdir(parents=True)
     for weights in model.glob(f"{WEIGHTS}*"):
         _link_or_copy(weights, repository / EMBED / "1" / weights.name)
+    if (library := kernels.library()) is not None:
+        shutil.copyfile(library, repository / EMBED / "1" / KERNELS)
     configs = model_configs(manifest.preprocessing, manifest.embedding_dim)
     configs[ENCODER].parameters[MANIFEST_PARAMETER].string_value = manifest.to_json()
     write_configs(repository, configs)

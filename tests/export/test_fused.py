@@ -1,28 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
 
-from vibematch.errors import InputError
-from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing
-from vibematch_export import export as export_module
-from vibematch_export.export import export
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import write_onnx
-from vibematch_export.parity import ParityError
 from vibematch_training.backbone import PROMPT, Backbone, load_backbone
 from vibematch_training.features import FeatureRecipe, Pooling, pooled_features
 from vibematch_training.head import ProjectionHead
-from vibematch_training.run import TrainedRun
 
 
 @pytest.fixture(scope="module")
@@ -107,100 +99,3 @@ def test_deepstack_is_part_of_the_function(backbone: Backbone) -> None:
         assert len(deepstack) == len(fused.vision.taps) > 1
         assert (fused.decoder(image, []) - right).abs().max() > 1e-2
         assert (fused.decoder(image, deepstack[::-1]) - right).abs().max() > 1e-2
-
-
-def test_the_graph_takes_any_batch_and_a_batch_equals_its_singles(exported_model: Path) -> None:
-    session = onnxruntime.InferenceSession(exported_model / "model.onnx")
-    (entry,), (output, features) = session.get_inputs(), session.get_outputs()
-    assert (entry.name, entry.type, entry.shape) == (
-        "pixels",
-        "tensor(uint8)",
-        ["batch", 3, 256, 192],
-    )
-    assert (output.name, output.type, output.shape[1]) == ("embedding", "tensor(float)", 256)
-    assert (features.name, features.type, features.shape[1]) == ("features", "tensor(float)", 768)
-    pixels = _pixels(8, 256, 192)
-    together = session.run(None, {"pixels": pixels})[0]
-    alone = np.concatenate([session.run(None, {"pixels": pixels[i : i + 1]})[0] for i in range(8)])
-    np.testing.assert_allclose(together, alone, atol=2e-6)
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-
-
-def test_no_embedding_table_and_no_trace_of_this_machine(exported_model: Path) -> None:
-    model = onnx.load(exported_model / "model.onnx")
-    config = json.loads((exported_model / "config.json").read_text())
-    vocabulary = config["text_config"]["vocab_size"]
-    assert all(vocabulary not in tensor.dims for tensor in model.graph.initializer)
-    assert not any(node.metadata_props for node in model.graph.node)
-    assert b"site-packages" not in (exported_model / "model.onnx").read_bytes()
-
-
-def test_the_exported_folder_is_complete(exported_model: Path, trained_run: Path) -> None:
-    manifest = Manifest.load(exported_model)
-    assert manifest.fingerprint == Manifest.load(trained_run).fingerprint
-    assert manifest.parity["photos"] == 60
-    assert manifest.parity["min_cosine"] >= 0.99999
-    assert {path.name for path in exported_model.iterdir()} == {
-        "model.onnx",
-        "manifest.json",
-        "config.json",
-        "preprocessor_config.json",
-    }
-
-
-def test_a_graph_that_strays_is_not_published(
-    trained_run: Path, exported_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    published = (exported_model / "model.onnx").read_bytes()
-
-    class Astray(FusedEncoder):
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            image, deepstack = self.vision(pixels)
-            strayed = self.decoder(image, deepstack[:-1]).mean(dim=1)
-            return self.head(strayed), strayed
-
-    monkeypatch.setattr(export_module, "FusedEncoder", Astray)
-    with pytest.raises(ParityError, match="strays from the trained model: least cosine"):
-        export(trained_run)
-    assert (exported_model / "model.onnx").read_bytes() == published
-    assert list(exported_model.parent.iterdir()) == [exported_model]
-
-
-def test_a_graph_that_is_not_finite_is_not_published(
-    trained_run: Path, exported_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Broken(FusedEncoder):
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            embedding, features = super().forward(pixels)
-            return embedding * torch.tensor(float("nan")), features
-
-    monkeypatch.setattr(export_module, "FusedEncoder", Broken)
-    with pytest.raises(ParityError, match="not finite"):
-        export(trained_run)
-
-
-def test_another_canvas_is_another_model(trained_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for path in trained_run.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
-    model = export(copy, size=(192, 160))
-    manifest = Manifest.load(model)
-    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (192, 160)
-    assert manifest.fingerprint != Manifest.load(trained_run).fingerprint
-    session = onnxruntime.InferenceSession(model / "model.onnx")
-    assert session.get_inputs()[0].shape == ["batch", 3, 192, 160]
-
-
-def test_photos_that_moved_away_are_asked_for(trained_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    copy.mkdir()
-    for path in trained_run.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
-    config = (copy / "config.yaml").read_text()
-    moved = config.replace(TrainedRun.load(copy).config.photos, str(tmp_path / "gone"))
-    (copy / "config.yaml").write_text(moved)
-    with pytest.raises(InputError, match="--photos"):
-        export(copy)

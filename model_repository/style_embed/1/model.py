@@ -27,7 +27,9 @@ class TritonPythonModel:
             os.sched_getaffinity(0)
         )
         options.inter_op_num_threads = 1
-        weights = Path(args["model_repository"], args["model_version"], "model.onnx")
+        folder = Path(args["model_repository"], args["model_version"])
+        weights = folder / "model.onnx"
+        _use_kernels(options, folder / "kernels.so")
         try:
             self._session = onnxruntime.InferenceSession(
                 weights, options, providers=["CPUExecutionProvider"]
@@ -45,6 +47,16 @@ class TritonPythonModel:
         (embeddings,) = self._session.run(["embedding"], {"pixels": np.concatenate(batches)})
         ends = np.cumsum([len(batch) for batch in batches])
         return [_answer(share) for share in np.split(embeddings, ends[:-1])]
+
+
+def _use_kernels(options: onnxruntime.SessionOptions, library: Path) -> None:
+    """Compute the graph's operators with our own kernels; without them it is the same, slower."""
+    if not library.exists():
+        return
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # built for another kind of machine
+        pb_utils.Logger.log_warn(f"style_embed: {library.name} is not used: {error}")
 
 
 def _answer(embeddings: np.ndarray) -> Any:

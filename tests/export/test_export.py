@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from vibematch.errors import InputError
+from vibematch.manifest import Manifest
+from vibematch_export import export as export_module
+from vibematch_export import parity as parity_module
+from vibematch_export.export import export, export_all, print_exports
+from vibematch_export.fused import FusedEncoder
+from vibematch_export.parity import ParityError
+from vibematch_training.files import FolderLock
+from vibematch_training.run import TrainedRun
+
+
+@pytest.fixture
+def run_copy(trained_run: Path, tmp_path: Path) -> Path:
+    """The trained run without its exports."""
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for path in trained_run.iterdir():
+        if path.is_file():
+            shutil.copy(path, copy)
+    return copy
+
+
+def _pixels(count: int, height: int, width: int) -> np.ndarray:
+    shape = (count, 3, height, width)
+    return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_the_graph_takes_any_batch_and_a_batch_equals_its_singles(exported_model: Path) -> None:
+    session = onnxruntime.InferenceSession(exported_model / "model.onnx")
+    (entry,), (output, features) = session.get_inputs(), session.get_outputs()
+    assert (entry.name, entry.type, entry.shape) == (
+        "pixels",
+        "tensor(uint8)",
+        ["batch", 3, 256, 192],
+    )
+    assert (output.name, output.type, output.shape[1]) == ("embedding", "tensor(float)", 256)
+    assert (features.name, features.type, features.shape[1]) == ("features", "tensor(float)", 768)
+    pixels = _pixels(8, 256, 192)
+    together = session.run(None, {"pixels": pixels})[0]
+    alone = np.concatenate([session.run(None, {"pixels": pixels[i : i + 1]})[0] for i in range(8)])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_no_embedding_table_and_no_trace_of_this_machine(exported_model: Path) -> None:
+    model = onnx.load(exported_model / "model.onnx")
+    config = json.loads((exported_model / "config.json").read_text())
+    vocabulary = config["text_config"]["vocab_size"]
+    assert all(vocabulary not in tensor.dims for tensor in model.graph.initializer)
+    assert not any(node.metadata_props for node in model.graph.node)
+    assert b"site-packages" not in (exported_model / "model.onnx").read_bytes()
+
+
+def test_the_exported_folder_is_complete(exported_model: Path, trained_run: Path) -> None:
+    manifest = Manifest.load(exported_model)
+    assert manifest.fingerprint == Manifest.load(trained_run).fingerprint
+    assert manifest.parity["photos"] == 98
+    assert manifest.parity["min_cosine"] >= 0.99999
+    assert {path.name for path in exported_model.iterdir()} == {
+        "model.onnx",
+        "manifest.json",
+        "config.json",
+        "preprocessor_config.json",
+    }
+
+
+def test_the_manifest_travels_inside_the_graph(exported_model: Path) -> None:
+    (entry,) = onnx.load(exported_model / "model.onnx").metadata_props
+    assert entry.key == "vibematch.manifest"
+    inside = Manifest.from_json(entry.value)
+    assert inside.fingerprint == Manifest.load(exported_model).fingerprint
+
+
+@pytest.fixture
+def few_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick proof, for tests of what surrounds it."""
+    monkeypatch.setattr("vibematch_export.parity.PHOTOS", 12)
+    monkeypatch.setattr(export_module, "_CALIBRATION_PHOTOS", 4)
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_what_is_up_to_date_is_not_made_again(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = export_all(run_copy, ["fp32"])
+    written = (first.model / "model.onnx").stat().st_mtime_ns
+    (again,) = export_all(run_copy, ["fp32"])
+    assert again.reused
+    assert not first.reused
+    assert again.manifest == first.manifest
+    assert (first.model / "model.onnx").stat().st_mtime_ns == written
+    monkeypatch.setattr(export_module, "REVISION", export_module.REVISION + 1)
+    (newer,) = export_all(run_copy, ["fp32"])
+    assert not newer.reused
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_a_damaged_export_is_made_again(run_copy: Path) -> None:
+    model = export(run_copy)
+    (model / "manifest.json").write_text("{")
+    (again,) = export_all(run_copy, ["fp32"])
+    assert not again.reused
+    assert Manifest.load(model).parity["min_cosine"] >= 0.99999
+
+
+class _Astray(FusedEncoder):
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        image, deepstack = self.vision(pixels)
+        strayed = self.decoder(image, deepstack[:-1]).mean(dim=1)
+        return self.head(strayed), strayed
+
+
+class _NotFinite(FusedEncoder):
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding, features = super().forward(pixels)
+        return embedding * torch.tensor(float("nan")), features
+
+
+@pytest.mark.usefixtures("few_photos")
+@pytest.mark.parametrize(
+    ("broken", "complaint"),
+    [(_Astray, "strays from the trained model: least cosine"), (_NotFinite, "not finite")],
+)
+def test_a_graph_that_is_not_the_model_is_not_published(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, broken: type[FusedEncoder], complaint: str
+) -> None:
+    published = export(run_copy)
+    before = (published / "model.onnx").read_bytes()
+    monkeypatch.setattr(export_module, "REVISION", export_module.REVISION + 1)
+    monkeypatch.setattr(export_module, "FusedEncoder", broken)
+    with pytest.raises(ParityError, match=complaint):
+        export(run_copy)
+    assert (published / "model.onnx").read_bytes() == before
+    assert list(published.parent.iterdir()) == [published]
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_one_precision_that_fails_does_not_stop_the_others(
+    run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        parity_module.THRESHOLDS, "fp16", parity_module.Threshold(1.1, 1.1)
+    )  # beyond reach
+    exports = export_all(run_copy, ["fp16", "fp32"])
+    assert [bool(made.problem) for made in exports] == [True, False]
+    assert "not published" in exports[0].problem
+    assert not (run_copy / "export" / "fp16").exists()
+    assert exports[1].model.is_dir()
+    print_exports(exports)
+    table = capsys.readouterr().out
+    assert "refused" in table and "published" in table
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_two_exports_of_a_run_do_not_mix(run_copy: Path) -> None:
+    (run_copy / "export").mkdir()
+    with (
+        FolderLock(run_copy / "export"),
+        pytest.raises(InputError, match="another vibematch is working in"),
+    ):
+        export(run_copy)
+
+
+@pytest.mark.parametrize(
+    "seconds",
+    [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(15, marks=pytest.mark.slow)],
+)
+def test_a_killed_export_leaves_nothing_half_done(
+    run_copy: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at some moment; then the next export cleans up and is complete."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vibematch.cli", "export", str(run_copy)]
+    process = subprocess.Popen(
+        [*command, "--repository", str(run_copy / "repository")],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = run_copy / "export"
+    complete = [path for path in folder.glob("[!.]*") if path.is_dir()]
+    for model in complete:
+        assert Manifest.load(model).parity["min_cosine"] >= 0.99999
+    monkeypatch.setattr("vibematch_export.parity.PHOTOS", 12)
+    assert export(run_copy) == folder / "fp32"
+    assert not list(folder.glob(".partial-*"))
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_another_canvas_is_another_model(run_copy: Path, trained_run: Path) -> None:
+    model = export(run_copy, size=(192, 160))
+    manifest = Manifest.load(model)
+    assert (manifest.preprocessing.height, manifest.preprocessing.width) == (192, 160)
+    assert manifest.fingerprint != Manifest.load(trained_run).fingerprint
+    session = onnxruntime.InferenceSession(model / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 192, 160]
+
+
+def test_photos_that_moved_away_are_asked_for(run_copy: Path, tmp_path: Path) -> None:
+    config = (run_copy / "config.yaml").read_text()
+    moved = config.replace(TrainedRun.load(run_copy).config.photos, str(tmp_path / "gone"))
+    (run_copy / "config.yaml").write_text(moved)
+    with pytest.raises(InputError, match="--photos"):
+        export(run_copy)
