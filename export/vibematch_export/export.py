@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich import box
 from rich.console import Console
@@ -36,7 +37,7 @@ from rich.table import Table
 
 from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
-from vibematch_export.calibration import Calibration, calibrate
+from vibematch_export.calibration import Calibration, Choice, calibrate, choose
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import Precision, write_onnx
 from vibematch_export.parity import (
@@ -212,18 +213,14 @@ def _write_drafts(
     expected = reference(candidates, recipe, run.head, label=run.config.label)
     reference_s = _median_s(lambda: pooled_features(expected.pixels[:1], recipe))
     encoder = FusedEncoder(recipe, run.head).eval()
-    calibration: Calibration | None = None
+    kept = workshop.parent / f"calibration-{manifest.fingerprint[:12]}"
     drafts: dict[Precision, tuple[Path, Manifest]] = {}
     for precision in precisions:
         wide: Sequence[str] = ()
         encoder.head = run.head
         if precision != "fp32":
-            if calibration is None:
-                kept = workshop.parent / f"calibration-{manifest.fingerprint[:12]}"
-                calibration = _calibrate(run, encoder, recipe, kept, workshop)
-            wide = calibration.wide[precision]
-        if calibration is not None and precision == "int8":
-            encoder.head = calibration.int8_head(run.head)
+            choice = _choose(run, encoder, recipe, precision, kept, workshop)
+            wide, encoder.head = choice.wide, choice.head(run.head)
         draft = workshop / precision
         draft.mkdir()
         drafted = dataclasses.replace(manifest, precision=precision, wide_layers=sorted(wide))
@@ -257,24 +254,35 @@ def _write_drafts(
     return drafts, expected, reference_s
 
 
-def _calibrate(
-    run: TrainedRun, encoder: FusedEncoder, recipe: FeatureRecipe, kept: Path, workshop: Path
-) -> Calibration:
-    """Measure which layers stay wide, on photos of the training set; once is enough."""
+def _choose(
+    run: TrainedRun,
+    encoder: FusedEncoder,
+    recipe: FeatureRecipe,
+    precision: Precision,
+    kept: Path,
+    workshop: Path,
+) -> Choice:
+    """What stays wide, measured on photos of the training set; what was measured once is kept."""
     dataset = load_dataset(Path(run.config.photos), run.config.label, run.config.seed)
     step = max(1, len(dataset.train) // _CALIBRATION_PHOTOS)
     photos = dataset.train[::step][:_CALIBRATION_PHOTOS]
     pixels = np.stack([load_pixels(photo.path, recipe.preprocessing) for photo in photos])
+    calibration = _kept_calibration(kept, pixels) or calibrate(encoder, pixels)
+    if precision not in calibration.choices:
+        calibration.choices[precision] = choose(
+            encoder, recipe.preprocessing, pixels, calibration.layers, precision, scratch=workshop
+        )
+        kept.mkdir(exist_ok=True)
+        calibration.save(kept)
+    return calibration.choices[precision]
+
+
+def _kept_calibration(kept: Path, pixels: npt.NDArray[np.uint8]) -> Calibration | None:
     try:
         found = Calibration.load(kept)
-        if found.pixels_sha256 == sha256(pixels.tobytes()).hexdigest():
-            return found
-    except InputError:
-        pass  # none yet, or of another version
-    calibration = calibrate(encoder, recipe.preprocessing, pixels, scratch=workshop)
-    kept.mkdir(exist_ok=True)
-    calibration.save(kept)
-    return calibration
+    except InputError:  # none yet, or of another version
+        return None
+    return found if found.pixels_sha256 == sha256(pixels.tobytes()).hexdigest() else None
 
 
 def _prove(draft: Path, manifest: Manifest, expected: Reference, reference_s: float) -> Export:

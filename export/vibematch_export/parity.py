@@ -253,13 +253,14 @@ def _say(text: str) -> None:
 # --- an artefact
 
 
-def onnx_runner(graph: Path, precision: str = "fp32") -> Run:
+def onnx_runner(graph: Path, precision: str = "fp32", *, output: str = OUTPUT_NAME) -> Run:
     """Run an ONNX graph in ONNX Runtime on the CPU, with our kernels where they can be had.
 
     Args:
         graph: the ``.onnx`` file.
         precision: of the graph; a ``bf16`` or ``fp16`` graph, made for GPUs, is emulated with the
             same rounding.
+        output: which of its outputs is wanted.
 
     Raises:
         InputError: it cannot be loaded; the runner itself raises :class:`ParityError` where the
@@ -277,7 +278,7 @@ def onnx_runner(graph: Path, precision: str = "fp32") -> Run:
 
     def run(pixels: npt.NDArray[np.uint8]) -> Vectors:
         try:
-            (vectors,) = session.run([OUTPUT_NAME], {INPUT_NAME: pixels})
+            (vectors,) = session.run([output], {INPUT_NAME: pixels})
         except Exception as error:
             raise ParityError(f"{graph} fails on a batch of {len(pixels)} ({error})") from error
         return np.asarray(vectors)
