@@ -1,6 +1,6 @@
 """One photo on a CPU: our graphs beside transformers and OpenVINO, 2B architecture, one run.
 
-    pip install openvino==2026.4.1 nncf==3.4.0
+    pip install -e '.[benchmarks]'
     python benchmarks/cpu_export.py --work build/benchmark            # 20 minutes, 20 GB of disk
     python benchmarks/cpu_export.py --work build/benchmark --json
 

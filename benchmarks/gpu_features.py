@@ -1,5 +1,7 @@
 """Features on a GPU: Hugging Face's forward beside the fused module, photos/s and share of peak.
 
+The fused module runs as it is and, on a GPU, through torch.compile with CUDA graphs.
+
     python benchmarks/gpu_features.py                    # the 2B architecture, random weights
     python benchmarks/gpu_features.py --backbone tiny --photos 16 --size 64x96    # works on a CPU
 
@@ -44,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default=RANDOM_2B, help=f"{RANDOM_2B}, tiny or a folder")
     parser.add_argument("--photos", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--size", default="448x448", help="canvas, HxW")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
@@ -66,9 +68,16 @@ def main() -> None:
         with turn:
             return fused(torch.from_numpy(pixels).to(device))[1].cpu()
 
+    compiled = torch.compile(fused, mode="reduce-overhead")
+
+    @torch.inference_mode()
+    def through_compiled(pixels: np.ndarray) -> torch.Tensor:
+        with turn:
+            return compiled(torch.from_numpy(pixels).to(device))[1].cpu()
+
     peak_flops = _matrix_rate(device, dtype)
     shape = (
-        min(args.batch, args.photos),
+        min(max(args.batch), args.photos),
         3,
         recipe.preprocessing.height,
         recipe.preprocessing.width,
@@ -78,6 +87,8 @@ def main() -> None:
         "Hugging Face": lambda batch: pooled_features(batch, recipe),
         "fused": through_fused,
     }
+    if device.type == "cuda":
+        routes["fused, compiled"] = through_compiled
     with FlopCounterMode(display=False) as counter:
         reference = pooled_features(pixels[:1], recipe)
     flops = counter.get_total_flops()
@@ -89,13 +100,15 @@ def main() -> None:
         "number_format": str(dtype).removeprefix("torch."),
         "weights": "random, 2B architecture" if args.backbone == RANDOM_2B else args.backbone,
         "size": args.size,
-        "batch": len(pixels),
         "photos": args.photos,
         "gflop_per_photo": flops / 1e9,
         "matrix_rate_tflops": peak_flops / 1e12,
         "cosine_fused_to_hugging_face": similarity.item(),
         "routes": {
-            name: _measure(route, pixels, args.photos, device, flops / peak_flops)
+            f"{name}, batch {size}": _measure(
+                route, pixels[:size], args.photos, device, flops / peak_flops
+            )
+            for size in args.batch
             for name, route in routes.items()
         },
     }

@@ -32,6 +32,8 @@ class Manifest:
         head_sha256: digest of the head's weights.
         precision: number format of the graph: ``fp32``, ``int8``, ``bf16`` or ``fp16``.
         wide_layers: names of the layers that a narrower ``precision`` leaves in float32.
+        calibration_sha256: digest of what calibration chose: those layers, and how the head was
+            adjusted to the others; empty without calibration.
         labels: label column → its classes, in the order of their integer codes; empty where the
             classes are people.
         parity: figures of the comparison with the reference model; empty before export.
@@ -54,6 +56,7 @@ class Manifest:
     head_sha256: str
     precision: str
     wide_layers: Sequence[str] = ()
+    calibration_sha256: str = ""
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
@@ -79,8 +82,8 @@ class Manifest:
             self.precision,
             [canvas.height, canvas.width, canvas.fit, self.preprocessing_revision],
         ]
-        if self.wide_layers:
-            decisive.append(sorted(self.wide_layers))
+        if self.calibration_sha256:
+            decisive.append(self.calibration_sha256)
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def to_json(self) -> str:

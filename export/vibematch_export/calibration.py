@@ -138,6 +138,11 @@ class Choice:
     shift: list[float]
     trials: list[Trial]
 
+    @property
+    def sha256(self) -> str:
+        """Digest of all that the choice changes in a graph."""
+        return hashlib.sha256(json.dumps([sorted(self.wide), self.shift]).encode()).hexdigest()
+
     def head(self, head: ProjectionHead) -> ProjectionHead:
         """The head centred for this graph; it is to be exported instead of ``head``."""
         return centred(head, torch.tensor(self.shift))

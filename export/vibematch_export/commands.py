@@ -90,8 +90,8 @@ def _run_export(args: argparse.Namespace) -> None:
             f"{served[0].manifest.fingerprint[:12]})\n"
             f"next: vibematch serve --repository {args.repository}"
         )
-    if refused := [made for made in exports if made.problem]:
-        raise ParityError("; ".join(made.problem for made in refused))
+    if refused := [made.manifest.precision for made in exports if made.problem]:
+        raise ParityError(f"not published: {', '.join(refused)}; the reasons are above")
 
 
 def _build_engines(models: Sequence[Path]) -> None:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import logging
+import json
 import resource
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
@@ -61,10 +63,8 @@ REVISION: Final = 2
 CPU_PRECISIONS: Final[Sequence[Precision]] = ("fp32", "int8")
 
 _REVISION_KEY: Final = "vibematch-export"
-_COPIED: Final = ("config.json", "preprocessor_config.json")
 _CALIBRATION_PHOTOS: Final = 16
 _TIMED_RUNS: Final = 5
-_LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,9 @@ def _up_to_date(model: Path, manifest: Manifest, precision: Precision) -> Export
         found = Manifest.load(model)
     except ManifestError:
         return None
-    wanted = dataclasses.replace(manifest, precision=precision, wide_layers=found.wide_layers)
+    wanted = dataclasses.replace(
+        manifest, precision=precision, calibration_sha256=found.calibration_sha256
+    )
     if found.fingerprint != wanted.fingerprint or not (model / GRAPH_FILENAME).is_file():
         return None
     if found.library_versions.get(_REVISION_KEY) != str(REVISION):
@@ -216,29 +218,30 @@ def _write_drafts(
     kept = workshop.parent / f"calibration-{manifest.fingerprint[:12]}"
     drafts: dict[Precision, tuple[Path, Manifest]] = {}
     for precision in precisions:
-        wide: Sequence[str] = ()
+        drafted = dataclasses.replace(manifest, precision=precision)
         encoder.head = run.head
         if precision != "fp32":
             choice = _choose(run, encoder, recipe, precision, kept, workshop)
-            wide, encoder.head = choice.wide, choice.head(run.head)
+            encoder.head = choice.head(run.head)
+            drafted = dataclasses.replace(
+                drafted, wide_layers=sorted(choice.wide), calibration_sha256=choice.sha256
+            )
         draft = workshop / precision
         draft.mkdir()
-        drafted = dataclasses.replace(manifest, precision=precision, wide_layers=sorted(wide))
-        identity = {"vibematch.manifest": drafted.to_json()}
-        graph = draft / GRAPH_FILENAME
         summary = write_onnx(
-            encoder, recipe.preprocessing, graph, precision, wide=wide, metadata=identity
-        )
-        _LOG.info(
-            "%s: opset %d, %d nodes (%s), %.1f MB of weights",
+            encoder,
+            recipe.preprocessing,
+            draft / GRAPH_FILENAME,
             precision,
-            summary.opset,
-            sum(summary.operators.values()),
-            ", ".join(f"{count} {name}" for name, count in summary.operators.items()),
-            summary.bytes / 1e6,
+            wide=drafted.wide_layers,
+            metadata={"vibematch.manifest": drafted.to_json()},
         )
-        for filename in _COPIED:
-            shutil.copy(backbone.folder / filename, draft)
+        histogram = ", ".join(f"{count} {name}" for name, count in summary.operators.items())
+        _say(
+            f"{precision}: opset {summary.opset}, {sum(summary.operators.values())} nodes "
+            f"({histogram}), {summary.bytes / 1e6:.0f} MB of weights"
+        )
+        _copy_configuration(backbone.folder, draft)
         versions = {
             **manifest.library_versions,
             "onnx_opset": str(summary.opset),
@@ -246,12 +249,23 @@ def _write_drafts(
             _REVISION_KEY: str(REVISION),
         }
         drafts[precision] = draft, dataclasses.replace(drafted, library_versions=versions)
-    _LOG.info(
-        "graphs written after %.0f s; peak memory so far %.1f GB",
-        time.perf_counter() - start,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    _say(
+        f"graphs written after {time.perf_counter() - start:.0f} s, the reference and calibration "
+        f"included; peak memory {peak_gb:.1f} GB"
     )
     return drafts, expected, reference_s
+
+
+def _copy_configuration(checkpoint: Path, draft: Path) -> None:
+    shutil.copy(checkpoint / "preprocessor_config.json", draft)
+    content = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    content.pop("quantization_config", None)  # of an FP8 checkpoint; the graph is not in FP8
+    (draft / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
 
 
 def _choose(
@@ -358,8 +372,9 @@ def print_exports(exports: Sequence[Export]) -> None:
     console.print(table)
     for made in exports:
         wide = len(made.manifest.wide_layers)
-        kept = f", {wide} layers kept in float32" if wide else ""
-        console.print(f"{made.manifest.precision}: {made.model}{kept}", soft_wrap=True)
+        kept = f", {wide} layers in float32" if wide else ""
+        place = made.problem or f"{made.model}{kept}"
+        console.print(f"{made.manifest.precision}: {place}", soft_wrap=True, markup=False)
 
 
 def _number(value: float | None, form: str) -> str:
