@@ -186,7 +186,7 @@ class Calibration:
             layers = [LayerFigures(**layer) for layer in content.pop("layers")]
             choices = {
                 precision: Choice(
-                    **choice, trials=[Trial(**trial) for trial in choice.pop("trials")]
+                    trials=[Trial(**trial) for trial in choice.pop("trials")], **choice
                 )
                 for precision, choice in content.pop("choices").items()
             }
