@@ -13,7 +13,7 @@ from typing import Any, Final
 from vibematch.errors import InputError, ManifestError
 from vibematch.preprocess import REVISION, Preprocessing
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 FILENAME: Final = "manifest.json"
 
 
@@ -34,6 +34,8 @@ class Manifest:
         wide_layers: names of the layers that a narrower ``precision`` leaves in float32.
         calibration_sha256: digest of what calibration chose: those layers, and how the head was
             adjusted to the others; empty without calibration.
+        graph_bytes: size of graph and weights, by which a truncated export is noticed; 0 before
+            export.
         labels: label column → its classes, in the order of their integer codes; empty where the
             classes are people.
         parity: figures of the comparison with the reference model; empty before export.
@@ -57,6 +59,7 @@ class Manifest:
     precision: str
     wide_layers: Sequence[str] = ()
     calibration_sha256: str = ""
+    graph_bytes: int = 0
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
     parity: Mapping[str, float] = field(default_factory=dict)
     library_versions: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +75,11 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over all that changes a vector; equal fingerprints, equal vectors."""
+        """SHA-256 (hex) over all that changes a vector; equal fingerprints, equal vectors.
+
+        Equal up to rounding: that of ``int8`` differs a little between kinds of CPU, within what
+        the proof allows.
+        """
         canvas = self.preprocessing
         decisive: list[object] = [
             self.backbone_sha256,

@@ -63,6 +63,8 @@ ACCEPTED: Final[Mapping[Precision, float]] = {"int8": 1.5e-4, "bf16": 3e-5, "fp1
 """Accepted mean of 1 - cosine of standardised features. Of photos it was not trained on, a head
 gives about as much to the mean embedding, and some 25 times as much to the one in a hundred that
 lies just between two classes: the proof of int8 allows 1e-3 and 5e-3, of the others a fifth."""
+_SHIFT_STEP: Final = 1e-3
+"""Of a feature's standard deviation: finer differences of its mean do not matter."""
 _MOST_WIDE: Final = 0.5
 """Share of the multiplications beyond which a graph would hardly be faster than float32."""
 _TRIALS: Final = 6
@@ -157,12 +159,14 @@ class Calibration:
         photos: how many there were.
         layers: figures, in the order in which the layers compute.
         choices: by precision, as far as they were asked for.
+        revision: of the code that measured; another one has to measure again.
     """
 
     pixels_sha256: str
     photos: int
     layers: list[LayerFigures]
     choices: dict[Precision, Choice]
+    revision: int
 
     def ranked(self) -> list[LayerFigures]:
         """The layers by their effect in int8, the worst first."""
@@ -197,12 +201,15 @@ class Calibration:
             ) from error
 
 
-def calibrate(encoder: FusedEncoder, pixels: Pixels, *, progress: bool = True) -> Calibration:
+def calibrate(
+    encoder: FusedEncoder, pixels: Pixels, *, revision: int, progress: bool = True
+) -> Calibration:
     """Measure all layers; :func:`choose` then finds those that stay in float32.
 
     Args:
         encoder: the fused module in float32, in evaluation mode, on the CPU.
         pixels: training photos, uint8 ``[photos, 3, H, W]``; not those of the proof.
+        revision: kept with what is measured.
         progress: draw a progress bar on standard error.
 
     Raises:
@@ -213,6 +220,7 @@ def calibrate(encoder: FusedEncoder, pixels: Pixels, *, progress: bool = True) -
         photos=len(pixels),
         layers=measure_layers(encoder, pixels, progress=progress),
         choices={},
+        revision=revision,
     )
 
 
@@ -483,7 +491,9 @@ def choose(
         start = bad + 1 if good <= most else max(1, 2 * bad)
         count = next((k for k in range(start, good) if left[k] <= wanted), good - 1)
     best = min(trials, key=lambda trial: (max(trial.error, accepted), trial.wide))
-    shift = shifts[best.wide].nan_to_num(0)  # of a graph that the proof will refuse
+    # rounded to what matters, so that machines agree; NaN is for the proof to refuse
+    step = encoder.head.feature_std * _SHIFT_STEP
+    shift = (shifts[best.wide].nan_to_num(0) / step).round() * step
     return Choice([layer.name for layer in order[: best.wide]], shift.tolist(), trials)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +11,9 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_REPOSITORY: Final = Path("build/model_repository")
+
+_COMPILED: Final = ("bf16", "fp16")
+_NOT_COMPILED: Final = "TensorRT compiles bf16 and fp16 graphs; choose with --precision"
 
 
 def register(commands: Commands) -> None:
@@ -28,7 +30,7 @@ def _add_export(commands: Commands) -> None:
         help="turn a trained run into proven graphs and a Triton repository",
         description="Fuse backbone, pooling, head and normalisation into one ONNX graph for each "
         "precision, prove on photos that it is the trained model, and build the Triton model "
-        "repository from the first one that serves on a CPU. What is up to date is not made again.",
+        "repository from the first one that is for CPUs. What is up to date is not made again.",
     )
     parser.add_argument(
         "run_directory",
@@ -62,50 +64,68 @@ def _add_export(commands: Commands) -> None:
 
 
 def _run_export(args: argparse.Namespace) -> None:
-    for_tensorrt = args.runtime == "tensorrt"
-    if for_tensorrt and (args.run_directory / "model.onnx").is_file():
-        _build_engines([args.run_directory])  # in NVIDIA's container, which has no PyTorch
-        return
     from vibematch.errors import InputError
+
+    for_tensorrt = args.runtime == "tensorrt"
+    if for_tensorrt:
+        from vibematch_export.tensorrt import Target, default_library
+
+        Target.here(default_library())  # missing? then say so before hours of other work
+        if (args.run_directory / "model.onnx").is_file():
+            if args.precision or args.size or args.photos:
+                raise InputError(
+                    f"{args.run_directory} is exported already: --precision, --size and --photos "
+                    "are for runs"
+                )
+            _build_engine(args.run_directory)  # in NVIDIA's container, which has no PyTorch
+            return
     from vibematch_export.export import CPU_PRECISIONS, export_all, print_exports
     from vibematch_export.parity import ParityError
     from vibematch_export.repository import require_replaceable, write_repository
     from vibematch_training.run import parse_size
 
     precisions = list(dict.fromkeys(args.precision or ["bf16" if for_tensorrt else "fp32"]))
-    if for_tensorrt and not {"bf16", "fp16"}.issuperset(precisions):
-        raise InputError("TensorRT compiles bf16 and fp16 graphs; choose with --precision")
+    if for_tensorrt and not set(_COMPILED).issuperset(precisions):
+        raise InputError(_NOT_COMPILED)
     require_replaceable(args.repository)
     size = parse_size(args.size) if args.size else None
     exports = export_all(args.run_directory, precisions, size=size, photos=args.photos)
     print_exports(exports)
-    published = [made for made in exports if not made.problem]
     if for_tensorrt:
-        _build_engines([made.model for made in published])
-    served = [made for made in published if made.manifest.precision in CPU_PRECISIONS]
-    if served:
-        write_repository(args.repository, served[0].model)
+        for made in exports:
+            if not made.problem:
+                _build_engine(made.model)
+    # The first one, or none: a server must not turn to another precision's vectors by itself.
+    served = next((made for made in exports if made.manifest.precision in CPU_PRECISIONS), None)
+    if served and not served.problem:
+        write_repository(args.repository, served.model)
         print(
-            f"repository: {args.repository} ({served[0].manifest.precision}, fingerprint "
-            f"{served[0].manifest.fingerprint[:12]})\n"
+            f"repository: {args.repository} ({served.manifest.precision}, fingerprint "
+            f"{served.manifest.fingerprint[:12]})\n"
             f"next: vibematch serve --repository {args.repository}"
         )
     if refused := [made.manifest.precision for made in exports if made.problem]:
         raise ParityError(f"not published: {', '.join(refused)}; the reasons are above")
 
 
-def _build_engines(models: Sequence[Path]) -> None:
-    from vibematch_export.tensorrt import build_engine, default_library
+def _build_engine(model: Path) -> None:
+    from vibematch.errors import InputError
+    from vibematch.manifest import Manifest
+    from vibematch_export.tensorrt import Target, build_engine, default_library
 
-    for model in models:
-        plan = build_engine(model / "model.onnx", model, library=default_library())
-        print(
-            f"engine:     {plan.path} ({plan.path.stat().st_size / 1e6:.0f} MB, for {plan.target}; "
-            + ", ".join(
-                f"{count} products in {kind}" for kind, count in plan.matrix_products.items()
-            )
-            + ")"
-        )
+    if Manifest.load(model).precision not in _COMPILED:
+        raise InputError(_NOT_COMPILED)
+    graph, library = model / "model.onnx", default_library()
+    there = model / Target.here(library).filename
+    if there.is_file() and there.stat().st_mtime > graph.stat().st_mtime:
+        print(f"engine:     {there} (up to date)")
+        return
+    plan = build_engine(graph, model, library=library)
+    products = ", ".join(
+        f"{count} products in {kind}" for kind, count in plan.matrix_products.items()
+    )
+    size = plan.path.stat().st_size / 1e6
+    print(f"engine:     {plan.path} ({size:.0f} MB, for {plan.target}; {products})")
 
 
 def _add_parity(commands: Commands) -> None:

@@ -21,10 +21,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -37,23 +36,23 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from vibematch.errors import InputError, ManifestError
+from vibematch.errors import InputError, ManifestError, PhotoError
 from vibematch.manifest import Manifest
+from vibematch.preprocess import Preprocessing
 from vibematch_export.calibration import Calibration, Choice, calibrate, choose
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import Precision, write_onnx
 from vibematch_export.parity import (
     ParityError,
     Reference,
-    explain,
     measure_parity,
     onnx_runner,
     proof_photos,
     reference,
-    shortfalls,
+    require_parity,
 )
 from vibematch_training.dataset import load_dataset
-from vibematch_training.features import FeatureRecipe, load_pixels, pooled_features
+from vibematch_training.features import load_pixels, pooled_features
 from vibematch_training.files import FolderLock
 from vibematch_training.graph_extractor import GRAPH_FILENAME
 from vibematch_training.run import TrainedRun
@@ -63,7 +62,10 @@ REVISION: Final = 2
 CPU_PRECISIONS: Final[Sequence[Precision]] = ("fp32", "int8")
 
 _REVISION_KEY: Final = "vibematch-export"
+_SIDE: Final = ("config.json", "preprocessor_config.json")
+_REPLACED: Final = ".replaced"
 _CALIBRATION_PHOTOS: Final = 16
+_WORST_LAYERS: Final = 5
 _TIMED_RUNS: Final = 5
 
 
@@ -74,7 +76,6 @@ class Export:
     Attributes:
         model: folder of the exported model; without a problem it is complete.
         manifest: what the model is, with its parity figures.
-        bytes: size of graph and weights.
         seconds_per_photo: median time of one photo on this CPU; ``None`` for graphs for a GPU, and
             for models that were up to date.
         speed_up: the time of Hugging Face's forward in float32 over that.
@@ -84,7 +85,6 @@ class Export:
 
     model: Path
     manifest: Manifest
-    bytes: int = 0
     seconds_per_photo: float | None = None
     speed_up: float | None = None
     problem: str = ""
@@ -122,13 +122,15 @@ def export_all(
     """Export a run to ``RUN/export/<precision>``, replacing earlier exports that are out of date.
 
     First all graphs are written from the backbone in memory; then it leaves, and the graphs are
-    proven and timed one by one. So memory never holds both.
+    proven and timed one by one. Only calibration needs both at once.
 
     Args:
         run_directory: a finished run.
         precisions: number formats; see :func:`vibematch_export.onnx_graph.write_onnx`.
-        size: canvas height and width in pixels; the run's own if not given.
-        photos: folder of photos to prove parity on; the run's validation photos if not given.
+        size: canvas height and width in pixels; the run's own if not given. Exports of another
+            canvas go to ``RUN/export/<precision>-<height>x<width>``.
+        photos: folder of photos to prove parity on; if given, all is exported and proven again. The
+            run's validation photos if not given.
 
     Returns:
         One result for each precision; those with a problem were not published.
@@ -138,25 +140,45 @@ def export_all(
             run is under way.
     """
     run = TrainedRun.load(run_directory)
-    manifest = run.manifest
-    if size is not None:
+    manifest, suffix = run.manifest, ""
+    if size is not None and size != (manifest.preprocessing.height, manifest.preprocessing.width):
+        suffix = f"-{size[0]}x{size[1]}"
         canvas = dataclasses.replace(manifest.preprocessing, height=size[0], width=size[1])
         manifest = dataclasses.replace(manifest, preprocessing=canvas)
     folder = run_directory / "export"
     folder.mkdir(exist_ok=True)
     with FolderLock(folder):
-        for leftover in folder.glob(".partial-*"):  # of an export that was killed
-            shutil.rmtree(leftover)
+        _clean_up(folder)
+        targets = {precision: folder / f"{precision}{suffix}" for precision in precisions}
         made = {
             precision: current
-            for precision in precisions
-            if (current := _up_to_date(folder / precision, manifest, precision))
+            for precision, target in targets.items()
+            if photos is None and (current := _up_to_date(target, manifest, precision))
         }
         missing = [precision for precision in precisions if precision not in made]
         if missing:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
-                made |= _export(run, manifest, missing, folder, Path(name), photos)
+                made |= _export(run, manifest, missing, targets, Path(name), photos)
     return [made[precision] for precision in precisions]
+
+
+def _clean_up(folder: Path) -> None:
+    """Undo what an export that was killed has left half done."""
+    for leftover in folder.glob(".partial-*"):
+        for replaced in leftover.glob(f"*{_REPLACED}"):
+            target = folder / replaced.name.removesuffix(_REPLACED)
+            if not target.exists():  # killed between the two renames of _publish
+                replaced.rename(target)
+        shutil.rmtree(leftover)
+
+
+def _publish(draft: Path, target: Path) -> None:
+    """Put a proven draft in the place of an earlier export."""
+    if target.exists():
+        for timings in target.glob("*.timing"):  # TensorRT's next build is faster with them
+            shutil.copy(timings, draft)
+        target.rename(draft.with_name(f"{target.name}{_REPLACED}"))
+    draft.rename(target)
 
 
 def _up_to_date(model: Path, manifest: Manifest, precision: Precision) -> Export | None:
@@ -168,18 +190,18 @@ def _up_to_date(model: Path, manifest: Manifest, precision: Precision) -> Export
     wanted = dataclasses.replace(
         manifest, precision=precision, calibration_sha256=found.calibration_sha256
     )
-    if found.fingerprint != wanted.fingerprint or not (model / GRAPH_FILENAME).is_file():
+    whole = found.graph_bytes == _size(model) and all((model / name).is_file() for name in _SIDE)
+    current = found.library_versions.get(_REVISION_KEY) == str(REVISION)
+    if found.fingerprint != wanted.fingerprint or not whole or not current:
         return None
-    if found.library_versions.get(_REVISION_KEY) != str(REVISION):
-        return None
-    return Export(model, found, _size(model), reused=True)
+    return Export(model, found, reused=True)
 
 
 def _export(
     run: TrainedRun,
     manifest: Manifest,
     precisions: Sequence[Precision],
-    folder: Path,
+    targets: Mapping[Precision, Path],
     workshop: Path,
     photos: Path | None,
 ) -> dict[Precision, Export]:
@@ -189,13 +211,8 @@ def _export(
     for precision, (draft, drafted) in drafts.items():
         result = _prove(draft, drafted, expected, reference_s)
         if not result.problem:
-            target = folder / precision
-            if target.exists():
-                for timings in target.glob("*.timing"):  # TensorRT's next build is faster with them
-                    shutil.copy(timings, draft)
-                shutil.rmtree(target)
-            draft.rename(target)
-            result = dataclasses.replace(result, model=target)
+            _publish(draft, targets[precision])
+            result = dataclasses.replace(result, model=targets[precision])
         made[precision] = result
     return made
 
@@ -221,7 +238,7 @@ def _write_drafts(
         drafted = dataclasses.replace(manifest, precision=precision)
         encoder.head = run.head
         if precision != "fp32":
-            choice = _choose(run, encoder, recipe, precision, kept, workshop)
+            choice = _choose(run, encoder, precision, kept, workshop, expected)
             encoder.head = choice.head(run.head)
             drafted = dataclasses.replace(
                 drafted, wide_layers=sorted(choice.wide), calibration_sha256=choice.sha256
@@ -271,59 +288,97 @@ def _say(text: str) -> None:
 def _choose(
     run: TrainedRun,
     encoder: FusedEncoder,
-    recipe: FeatureRecipe,
     precision: Precision,
     kept: Path,
     workshop: Path,
+    expected: Reference,
 ) -> Choice:
     """What stays wide, measured on photos of the training set; what was measured once is kept."""
-    dataset = load_dataset(Path(run.config.photos), run.config.label, run.config.seed)
-    step = max(1, len(dataset.train) // _CALIBRATION_PHOTOS)
-    photos = dataset.train[::step][:_CALIBRATION_PHOTOS]
-    pixels = np.stack([load_pixels(photo.path, recipe.preprocessing) for photo in photos])
-    calibration = _kept_calibration(kept, pixels) or calibrate(encoder, pixels)
-    if precision not in calibration.choices:
-        calibration.choices[precision] = choose(
-            encoder, recipe.preprocessing, pixels, calibration.layers, precision, scratch=workshop
-        )
-        kept.mkdir(exist_ok=True)
-        calibration.save(kept)
-    return calibration.choices[precision]
+    calibration = _kept_calibration(kept)
+    if calibration and precision in calibration.choices:
+        return calibration.choices[precision]
+    preprocessing = run.manifest.preprocessing
+    preprocessing = dataclasses.replace(
+        preprocessing, height=expected.pixels.shape[2], width=expected.pixels.shape[3]
+    )
+    pixels = _calibration_pixels(run, preprocessing, excluded=set(expected.photos))
+    calibration = calibration or calibrate(encoder, pixels, revision=REVISION)
+    choice = choose(encoder, preprocessing, pixels, calibration.layers, precision, scratch=workshop)
+    kept.mkdir(exist_ok=True)
+    dataclasses.replace(calibration, choices={**calibration.choices, precision: choice}).save(kept)
+    _say_chosen(precision, choice, calibration)
+    return choice
 
 
-def _kept_calibration(kept: Path, pixels: npt.NDArray[np.uint8]) -> Calibration | None:
+def _kept_calibration(kept: Path) -> Calibration | None:
+    if not kept.is_dir():
+        return None
     try:
         found = Calibration.load(kept)
-    except InputError:  # none yet, or of another version
+    except InputError as error:
+        _say(f"calibrating again: {error}")
         return None
-    return found if found.pixels_sha256 == sha256(pixels.tobytes()).hexdigest() else None
+    return found if found.revision == REVISION else None
+
+
+def _calibration_pixels(
+    run: TrainedRun, preprocessing: Preprocessing, *, excluded: set[Path]
+) -> npt.NDArray[np.uint8]:
+    """Some photos of the training set, spread over it, on which nothing will be proven."""
+    folder = Path(run.config.photos)
+    if not folder.is_dir():
+        raise InputError(
+            f"the run's photos are no longer at {folder}: int8, bf16 and fp16 are calibrated on "
+            "them; bring them back, or export fp32"
+        )
+    dataset = load_dataset(folder, run.config.label, run.config.seed)
+    photos = [photo.path for photo in dataset.train if not photo.generated]
+    photos = [path for path in photos if path not in excluded]
+    pixels: list[npt.NDArray[np.uint8]] = []
+    for path in photos[:: max(1, len(photos) // (_CALIBRATION_PHOTOS + 4))]:  # a few to spare
+        try:
+            pixels.append(load_pixels(path, preprocessing))
+        except PhotoError as error:
+            _say(f"left out: {error}")
+    if len(pixels) < 2:
+        raise InputError(
+            f"{folder} has too few photos that can be read to calibrate on, beside those of the "
+            "proof: add photos, or export fp32"
+        )
+    return np.stack(pixels[:_CALIBRATION_PHOTOS])
+
+
+def _say_chosen(precision: Precision, choice: Choice, calibration: Calibration) -> None:
+    tried = ", ".join(f"{trial.wide} → {trial.error:.1e}" for trial in choice.trials)
+    worst = ", ".join(
+        f"{layer.name} {layer.int8_effect:.1e}" for layer in calibration.ranked()[:_WORST_LAYERS]
+    )
+    _say(
+        f"{precision}: {len(choice.wide)} of {len(calibration.layers)} layers stay in float32; "
+        f"tried (layers → error of the features): {tried}; most sensitive in int8 (1 - cosine of "
+        f"the features): {worst}"
+    )
 
 
 def _prove(draft: Path, manifest: Manifest, expected: Reference, reference_s: float) -> Export:
     """Compare a draft with the reference, time it, and complete it with its manifest."""
-    size = _size(draft)
     try:
         run = onnx_runner(draft / GRAPH_FILENAME, manifest.precision)
         parity = measure_parity(run, expected)
-    except ParityError as error:
-        return Export(draft, manifest, size, problem=str(error))
-    manifest = dataclasses.replace(
-        manifest,
-        parity=parity.figures,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    manifest.save(draft)
-    found = shortfalls(parity, manifest.precision)
-    problem = ""
-    if found:
-        problem = (
-            f"the {manifest.precision} graph strays from the trained model: "
-            f"{explain(parity, found)}; not published"
+        manifest = dataclasses.replace(
+            manifest,
+            parity=parity.figures,
+            graph_bytes=_size(draft),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        require_parity(parity, manifest.precision)
+    except ParityError as error:
+        return Export(draft, manifest, problem=str(error))
+    manifest.save(draft)
     if manifest.precision not in CPU_PRECISIONS:
-        return Export(draft, manifest, size, problem=problem)
+        return Export(draft, manifest)
     photo_s = _median_s(lambda: run(expected.pixels[:1]))
-    return Export(draft, manifest, size, photo_s, reference_s / photo_s, problem)
+    return Export(draft, manifest, photo_s, reference_s / photo_s)
 
 
 def _median_s(work: Callable[[], object]) -> float:
@@ -359,7 +414,7 @@ def print_exports(exports: Sequence[Export]) -> None:
         verdict = "[red]✗ refused[/red]" if made.problem else "[green]✓ published[/green]"
         table.add_row(
             made.manifest.precision,
-            f"{made.bytes / 1e6:.0f} MB",
+            f"{made.manifest.graph_bytes / 1e6:.0f} MB",
             _number(made.seconds_per_photo, ".3f"),
             _number(made.speed_up, ".2f"),
             _number(parity.get("min_cosine"), ".6f"),

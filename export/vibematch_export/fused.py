@@ -436,7 +436,9 @@ class _DecoderAttention(_Operator):
 class _GatedMlp(nn.Module):
     def __init__(self, mlp: qwen.Qwen3VLTextMLP) -> None:
         super().__init__()
-        self.gate_up = Linear(mlp.gate_proj, mlp.up_proj, epilogue=_activation(mlp.act_fn))
+        self.gate_up = Linear(
+            mlp.gate_proj, mlp.up_proj, epilogue=_activation(mlp.act_fn, gated=True)
+        )
         self.down = Linear(mlp.down_proj, epilogue="Add")
 
     def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -479,7 +481,7 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return rotated
 
 
-def _activation(function: nn.Module) -> Epilogue:
+def _activation(function: nn.Module, *, gated: bool = False) -> Epilogue:
     """The epilogue that computes an activation module (transformers has several for one function).
 
     Raises:
@@ -487,7 +489,8 @@ def _activation(function: nn.Module) -> Epilogue:
     """
     probe = torch.linspace(-6, 6, 193)
     for epilogue, known in _ACTIVATIONS.items():
-        if torch.allclose(function(probe), known(probe), atol=1e-6, rtol=0):
+        same = torch.allclose(function(probe), known(probe), atol=1e-6, rtol=0)
+        if same and gated == (epilogue == "SwiGLU"):
             return epilogue
     raise InputError(f"the backbone's activation {function} is none that Qwen3-VL models have")
 

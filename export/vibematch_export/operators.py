@@ -42,7 +42,9 @@ Linear{name} (x, weight, bias{residual}) => (y) {{
 }}"""
 
 # Each row is quantised by itself, symmetrically. Adding 0 * sum makes the scale of a row that has a
-# value that is not finite not finite either, which a maximum alone may not.
+# value that is not finite not finite either, which a maximum alone may not. Weights are made
+# unsigned: on x86 without VNNI, products of unsigned and signed bytes are summed in 16 bits, which
+# overflow.
 _QUANTIZED_LINEAR: Final = """
 QuantizedLinear{name} (x, weight, scale, bias{residual}) => (y) {{
   last = Constant <value = int64[1] {{-1}}> ()
@@ -64,7 +66,11 @@ QuantizedLinear{name} (x, weight, scale, bias{residual}) => (y) {{
   rounded = Round (scaled)
   shifted = Add (rounded, middle)
   codes = Cast <to = 2> (shifted)
-  sums = com.microsoft.MatMulIntegerToFloat (codes, weight, one, scale, middle_code)
+  signed = Cast <to = 6> (weight)
+  offset = Constant <value = int32 {{128}}> ()
+  raised = Add (signed, offset)
+  unsigned = Cast <to = 2> (raised)
+  sums = com.microsoft.MatMulIntegerToFloat (codes, unsigned, one, scale, middle_code, middle_code)
   product = Mul (sums, row_scale)
   z = Add (product, bias)
   {epilogue}

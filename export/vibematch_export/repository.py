@@ -116,8 +116,17 @@ def require_replaceable(repository: Path) -> None:
     """Make sure that :func:`write_repository` may write there, before hours of other work.
 
     Raises:
-        InputError: ``repository`` holds something :func:`write_repository` did not write.
+        InputError: ``repository`` holds something :func:`write_repository` did not write, or
+            nothing can be written beside it.
     """
+    try:
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=repository.parent).cleanup()
+    except OSError as error:
+        raise InputError(
+            f"no repository can be written to {repository} ({error.strerror}): choose another "
+            "folder"
+        ) from error
     if repository.exists() and not _may_replace(repository):
         raise InputError(
             f"{repository} is not a repository written by vibematch, so it is left alone: "

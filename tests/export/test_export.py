@@ -15,8 +15,10 @@ import onnxruntime
 import pytest
 import torch
 
+from vibematch.cli import main
 from vibematch.errors import InputError
 from vibematch.manifest import Manifest
+from vibematch_export import calibration as calibration_module
 from vibematch_export import export as export_module
 from vibematch_export import parity as parity_module
 from vibematch_export.export import export, export_all, print_exports
@@ -96,7 +98,7 @@ def few_photos(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_photos")
-def test_what_is_up_to_date_is_not_made_again(
+def test_only_what_is_out_of_date_or_damaged_is_made_again(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first,) = export_all(run_copy, ["fp32"])
@@ -109,15 +111,11 @@ def test_what_is_up_to_date_is_not_made_again(
     monkeypatch.setattr(export_module, "REVISION", export_module.REVISION + 1)
     (newer,) = export_all(run_copy, ["fp32"])
     assert not newer.reused
-
-
-@pytest.mark.usefixtures("few_photos")
-def test_a_damaged_export_is_made_again(run_copy: Path) -> None:
-    model = export(run_copy)
-    (model / "manifest.json").write_text("{")
-    (again,) = export_all(run_copy, ["fp32"])
-    assert not again.reused
-    assert Manifest.load(model).parity["min_cosine"] >= 0.99999
+    with (first.model / "model.onnx").open("r+b") as graph:
+        graph.truncate(1000)
+    (repaired,) = export_all(run_copy, ["fp32"])
+    assert not repaired.reused
+    assert Manifest.load(first.model).parity["min_cosine"] >= 0.99999
 
 
 class _Astray(FusedEncoder):
@@ -136,7 +134,10 @@ class _NotFinite(FusedEncoder):
 @pytest.mark.usefixtures("few_photos")
 @pytest.mark.parametrize(
     ("broken", "complaint"),
-    [(_Astray, "strays from the trained model: least cosine"), (_NotFinite, "not finite")],
+    [
+        (_Astray, "strays from the trained model: least cosine"),
+        pytest.param(_NotFinite, "not finite", marks=pytest.mark.slow),
+    ],
 )
 def test_a_graph_that_is_not_the_model_is_not_published(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, broken: type[FusedEncoder], complaint: str
@@ -151,6 +152,7 @@ def test_a_graph_that_is_not_the_model_is_not_published(
     assert list(published.parent.iterdir()) == [published]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_photos")
 def test_one_precision_that_fails_does_not_stop_the_others(
     run_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -178,10 +180,52 @@ def test_two_exports_of_a_run_do_not_mix(run_copy: Path) -> None:
         export(run_copy)
 
 
-@pytest.mark.parametrize(
-    "seconds",
-    [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(15, marks=pytest.mark.slow)],
-)
+@pytest.mark.usefixtures("few_photos")
+def test_an_export_killed_while_it_replaces_another_is_undone(run_copy: Path) -> None:
+    """Between the two renames the earlier model lies in the workshop."""
+    model = export(run_copy)
+    workshop = model.parent / ".partial-killed"
+    workshop.mkdir()
+    model.rename(workshop / "fp32.replaced")
+    (again,) = export_all(run_copy, ["fp32"])
+    assert again.reused
+    assert list(model.parent.iterdir()) == [model]
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_a_model_is_calibrated_once(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph is enough to see what is kept; whether int8 is good is not asked here."""
+    monkeypatch.setattr(calibration_module, "ACCEPTED", {"int8": 1.0})
+    anything = parity_module.Threshold(-1, -1)
+    monkeypatch.setitem(parity_module.THRESHOLDS, "int8", anything)
+    monkeypatch.setattr(parity_module, "RECALL_CHANGE", 1)
+    first = Manifest.load(export(run_copy, "int8"))
+    assert first.calibration_sha256
+    assert first.fingerprint != TrainedRun.load(run_copy).manifest.fingerprint
+    (reused,) = export_all(run_copy, ["int8"])
+    assert reused.reused
+    shutil.rmtree(reused.model)
+    monkeypatch.setattr(export_module, "calibrate", None)  # would fail if it were called
+    monkeypatch.setattr(export_module, "choose", None)
+    assert Manifest.load(export(run_copy, "int8")).fingerprint == first.fingerprint
+    shutil.rmtree(reused.model)
+    monkeypatch.setattr(export_module, "REVISION", export_module.REVISION + 1)
+    with pytest.raises(TypeError):
+        export(run_copy, "int8")
+
+
+@pytest.mark.usefixtures("few_photos")
+def test_another_proof_is_a_proof(run_copy: Path, tmp_path: Path) -> None:
+    """Photos to prove on are used even if the export is up to date."""
+    export(run_copy)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError):
+        export(run_copy, photos=empty)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3, 9, 15])
 def test_a_killed_export_leaves_nothing_half_done(
     run_copy: Path, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +253,7 @@ def test_a_killed_export_leaves_nothing_half_done(
 @pytest.mark.usefixtures("few_photos")
 def test_another_canvas_is_another_model(run_copy: Path, trained_run: Path) -> None:
     model = export(run_copy, size=(192, 160))
+    assert model.name == "fp32-192x160"
     manifest = Manifest.load(model)
     assert (manifest.preprocessing.height, manifest.preprocessing.width) == (192, 160)
     assert manifest.fingerprint != Manifest.load(trained_run).fingerprint
@@ -222,3 +267,32 @@ def test_photos_that_moved_away_are_asked_for(run_copy: Path, tmp_path: Path) ->
     (run_copy / "config.yaml").write_text(moved)
     with pytest.raises(InputError, match="--photos"):
         export(run_copy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["{run}", "--runtime", "tensorrt", "--precision", "fp32"],
+            "compiles bf16 and fp16 graphs",
+        ),
+        (["{model}", "--runtime", "tensorrt"], "compiles bf16 and fp16 graphs"),
+        (["{model}", "--runtime", "tensorrt", "--size", "64x64"], "is exported already"),
+        (["{run}", "--repository", "/dev/null/x"], "no repository can be written"),
+        (["{run}", "--size", "500x400"], "multiple of 32"),
+        (["{model}"], "is not a finished run"),
+    ],
+)
+def test_the_command_says_what_is_wrong_before_it_works(
+    trained_run: Path,
+    exported_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [text.format(run=trained_run, model=exported_model) for text in arguments]
+    assert main(["export", *filled]) != 0
+    assert complaint in capsys.readouterr().err

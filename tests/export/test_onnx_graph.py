@@ -95,6 +95,19 @@ def test_int8_is_the_same_function_with_and_without_our_kernels(
     assert 1e-4 < _error(ours, exact) < 0.03
 
 
+def test_products_of_bytes_cannot_overflow_on_any_cpu(graphs: dict[str, Path]) -> None:
+    """Without VNNI, x86 sums unsigned times signed bytes in 16 bits; two unsigned are exact."""
+    functions = onnx.load(graphs["int8"]).functions
+    bodies = [body for body in functions if body.name.startswith("QuantizedLinear")]
+    assert bodies
+    for body in bodies:
+        made = {name: node for node in body.node for name in node.output}
+        (product,) = (node for node in body.node if node.op_type == "MatMulIntegerToFloat")
+        for operand in product.input[:2]:
+            assert made[operand].op_type == "Cast"
+            assert made[operand].attribute[0].i == onnx.TensorProto.UINT8
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nodes_are_named_after_their_modules(graphs: dict[str, Path], precision: str) -> None:
     names = [node.name for node in onnx.load(graphs[precision]).graph.node]
@@ -180,6 +193,7 @@ def test_the_emulation_of_float16_agrees_with_onnx_runtimes_own(graphs: dict[str
         assert _error(_features(graph, pixels), own) < 1e-3
 
 
+@pytest.mark.slow
 def test_float16_overflows_unless_the_layer_is_wide(tmp_path: Path) -> None:
     backbone = load_backbone("tiny", torch.float32, "cpu")
     fc1 = backbone.model.visual.blocks[0].mlp.linear_fc1

@@ -168,6 +168,16 @@ def test_serve_fails_if_the_server_dies(own_repository: Path, temporary: Path) -
     assert _eventually(lambda: not _processes(temporary), 2)
 
 
+def test_kernels_of_another_kind_of_machine_are_not_used(
+    own_repository: Path, tmp_path: Path
+) -> None:
+    library = own_repository / "style_embed" / "1" / "kernels.so"
+    library.unlink(missing_ok=True)
+    library.write_bytes(b"\x7fELF of something else")
+    with TritonServer(own_repository, log_path=tmp_path / "log"):
+        assert "style_embed: kernels.so is not used" in (tmp_path / "log").read_text()
+
+
 def test_broken_weights_are_named(own_repository: Path, temporary: Path) -> None:
     (own_repository / "style_embed" / "1" / "model.onnx").write_bytes(b"garbage")
     with pytest.raises(ServerError, match=r"style_embed failed to load: model\.onnx cannot") as no:

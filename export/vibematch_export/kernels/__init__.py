@@ -75,18 +75,18 @@ def library() -> Path | None:
     digest = hashlib.sha256(shlex.join(command).encode())
     for file in (_SOURCE, _HEADER):
         digest.update(file.read_bytes())
-    path = cache_dir("kernels") / f"vibematch-{digest.hexdigest()[:16]}.so"
-    if not path.exists():
-        try:
+    try:
+        path = cache_dir("kernels") / f"vibematch-{digest.hexdigest()[:16]}.so"
+        if not path.exists():
             _build(command, path)
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = getattr(error, "stderr", None) or str(error)
-            _LOG.warning(
-                "inference will be slower: the fast kernels could not be compiled (%s); install a "
-                "C++ compiler such as g++ 12 or newer, or name one in $CXX",
-                reason.strip().splitlines()[0],
-            )
-            return None
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or "").strip() or str(error)
+        _LOG.warning(
+            "inference will be slower: the fast kernels could not be compiled (%s); install a "
+            "C++ compiler such as g++ 12 or newer, or name one in $CXX",
+            reason.splitlines()[0],
+        )
+        return None
     return path
 
 
