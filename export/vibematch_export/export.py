@@ -3,7 +3,7 @@
 ::
 
     RUN/export/int8/
-    ├── model.onnx (+ model.onnx.data over 2 GB)
+    ├── model.onnx (+ model.onnx.data over 256 MiB)
     ├── manifest.json               with the parity figures
     ├── config.json                 the backbone's own, for tools that want one
     └── preprocessor_config.json

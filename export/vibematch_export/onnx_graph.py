@@ -55,8 +55,9 @@ _OPSETS: Final[Mapping[Precision, int]] = {
     "fp16": 22,
 }
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_INLINE_LIMIT_BYTES: Final = 2**31 - 2**26
-"""Protobuf ends at 2 GiB; larger weights go beside the graph."""
+_INLINE_LIMIT_BYTES: Final = 2**28
+"""Larger weights go beside the graph, where runtimes map them into memory instead of reading them;
+protobuf itself ends at 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def write_onnx(
     Args:
         encoder: the fused module in float32, in evaluation mode.
         preprocessing: gives the fixed canvas.
-        path: the ``.onnx`` file to write; weights over 2 GB go to ``<path>.data``.
+        path: the ``.onnx`` file to write; weights over 256 MiB go to ``<path>.data``.
         precision: of the linear layers.
         wide: names of linear layers to leave in float32.
         metadata: key → value, stored inside the model.
