@@ -205,6 +205,7 @@ def _sensitive(model: torch.nn.Module) -> None:
         linear.weight[:, :3] /= 300
 
 
+@pytest.mark.slow
 def test_the_layer_that_int8_cannot_follow_is_found(pixels: np.ndarray, tmp_path: Path) -> None:
     encoder = _encoder(_sensitive)
     figures = measure_layers(encoder, pixels, progress=False)

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
 from vibematch.preprocess import REVISION
+from vibematch_export import kernels
 from vibematch_export.repository import (
     EMBED,
     ENCODER,
@@ -64,7 +65,7 @@ def test_repository_is_complete(exported: Path, tmp_path: Path) -> None:
         f"{EMBED}/1/model.py",
         f"{EMBED}/1/model.onnx",
         f"{ENCODER}/config.pbtxt",
-    }
+    } | ({f"{EMBED}/1/kernels.so"} if kernels.library() else set())
     assert (repository / ENCODER / "1").is_dir()
     assert read_manifest(repository) == Manifest.load(exported)
 
