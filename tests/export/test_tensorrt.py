@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -189,16 +188,29 @@ def test_a_missing_graph_is_asked_for(tmp_path: Path) -> None:
         build_engine(tmp_path / "model.onnx", tmp_path, library="tensorrt-rtx")
 
 
-def test_ctrl_c_stops_the_build(graph: Path, tmp_path: Path) -> None:
-    press = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT])  # it takes longer than that
-    press.start()
+def test_ctrl_c_stops_the_build(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pressing(tensorrt.tqdm):  # type: ignore[misc,name-defined]
+        """Is told of the first phase by the builder, where a KeyboardInterrupt would be lost."""
+
+        pressed = False
+
+        def set_postfix_str(self, *arguments: object, **options: object) -> None:
+            if not self.pressed:
+                self.pressed = True
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(tensorrt, "tqdm", Pressing)
+    # a job that a shell put into the background starts with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             build_engine(graph, tmp_path, library="tensorrt-rtx", progress=False)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        press.cancel()
+        signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_failed_build_does_not_block_the_next(tmp_path: Path) -> None:
