@@ -18,7 +18,6 @@ import gc
 import json
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,9 +33,8 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-from vibematch.errors import InputError, ManifestError, PhotoError
+from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing
 from vibematch_export.calibration import Calibration, Choice, calibrate, choose
@@ -48,11 +46,13 @@ from vibematch_export.parity import (
     measure_parity,
     onnx_runner,
     proof_photos,
+    readable,
     reference,
     require_parity,
+    say,
 )
 from vibematch_training.dataset import load_dataset
-from vibematch_training.features import load_pixels, pooled_features
+from vibematch_training.features import pooled_features
 from vibematch_training.files import FolderLock
 from vibematch_training.graph_extractor import GRAPH_FILENAME
 from vibematch_training.run import TrainedRun
@@ -238,7 +238,9 @@ def _write_drafts(
         drafted = dataclasses.replace(manifest, precision=precision)
         encoder.head = run.head
         if precision != "fp32":
-            choice = _choose(run, encoder, precision, kept, workshop, expected)
+            choice = _choose(
+                run, encoder, recipe.preprocessing, precision, kept, workshop, expected
+            )
             encoder.head = choice.head(run.head)
             drafted = dataclasses.replace(
                 drafted, wide_layers=sorted(choice.wide), calibration_sha256=choice.sha256
@@ -254,7 +256,7 @@ def _write_drafts(
             metadata={"vibematch.manifest": drafted.to_json()},
         )
         histogram = ", ".join(f"{count} {name}" for name, count in summary.operators.items())
-        _say(
+        say(
             f"{precision}: opset {summary.opset}, {sum(summary.operators.values())} nodes "
             f"({histogram}), {summary.bytes / 1e6:.0f} MB of weights"
         )
@@ -267,7 +269,7 @@ def _write_drafts(
         }
         drafts[precision] = draft, dataclasses.replace(drafted, library_versions=versions)
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    _say(
+    say(
         f"graphs written after {time.perf_counter() - start:.0f} s, the reference and calibration "
         f"included; peak memory {peak_gb:.1f} GB"
     )
@@ -281,13 +283,10 @@ def _copy_configuration(checkpoint: Path, draft: Path) -> None:
     (draft / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _say(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
-
-
 def _choose(
     run: TrainedRun,
     encoder: FusedEncoder,
+    preprocessing: Preprocessing,
     precision: Precision,
     kept: Path,
     workshop: Path,
@@ -297,10 +296,6 @@ def _choose(
     calibration = _kept_calibration(kept)
     if calibration and precision in calibration.choices:
         return calibration.choices[precision]
-    preprocessing = run.manifest.preprocessing
-    preprocessing = dataclasses.replace(
-        preprocessing, height=expected.pixels.shape[2], width=expected.pixels.shape[3]
-    )
     pixels = _calibration_pixels(run, preprocessing, excluded=set(expected.photos))
     calibration = calibration or calibrate(encoder, pixels, revision=REVISION)
     choice = choose(encoder, preprocessing, pixels, calibration.layers, precision, scratch=workshop)
@@ -316,7 +311,7 @@ def _kept_calibration(kept: Path) -> Calibration | None:
     try:
         found = Calibration.load(kept)
     except InputError as error:
-        _say(f"calibrating again: {error}")
+        say(f"calibrating again: {error}")
         return None
     return found if found.revision == REVISION else None
 
@@ -332,20 +327,15 @@ def _calibration_pixels(
             "them; bring them back, or export fp32"
         )
     dataset = load_dataset(folder, run.config.label, run.config.seed)
-    photos = [photo.path for photo in dataset.train if not photo.generated]
-    photos = [path for path in photos if path not in excluded]
-    pixels: list[npt.NDArray[np.uint8]] = []
-    for path in photos[:: max(1, len(photos) // (_CALIBRATION_PHOTOS + 4))]:  # a few to spare
-        try:
-            pixels.append(load_pixels(path, preprocessing))
-        except PhotoError as error:
-            _say(f"left out: {error}")
+    photos = [p for p in dataset.train if not p.generated and p.path not in excluded]
+    spread = photos[:: max(1, len(photos) // (_CALIBRATION_PHOTOS + 4))]  # a few to spare
+    _, pixels = readable(spread, preprocessing, _CALIBRATION_PHOTOS)
     if len(pixels) < 2:
         raise InputError(
             f"{folder} has too few photos that can be read to calibrate on, beside those of the "
             "proof: add photos, or export fp32"
         )
-    return np.stack(pixels[:_CALIBRATION_PHOTOS])
+    return np.stack(pixels)
 
 
 def _say_chosen(precision: Precision, choice: Choice, calibration: Calibration) -> None:
@@ -353,7 +343,7 @@ def _say_chosen(precision: Precision, choice: Choice, calibration: Calibration) 
     worst = ", ".join(
         f"{layer.name} {layer.int8_effect:.1e}" for layer in calibration.ranked()[:_WORST_LAYERS]
     )
-    _say(
+    say(
         f"{precision}: {len(choice.wide)} of {len(calibration.layers)} layers stay in float32; "
         f"tried (layers → error of the features): {tried}; most sensitive in int8 (1 - cosine of "
         f"the features): {worst}"

@@ -246,6 +246,7 @@ def _define(model: ir.Model, functions: Iterable[ir.Function]) -> None:
     for function in functions:
         model.functions[function.identifier()] = function
     model.opset_imports.update({DOMAIN: operators.VERSION, "com.microsoft": 1})
+    # the first pass is written without types
     for step in (RemoveUnusedFunctionsPass(), RemoveUnusedOpsetsPass()):  # type: ignore[no-untyped-call]
         step(model)
 

@@ -200,7 +200,7 @@ def reference(
             "exports are compared with Hugging Face's forward in float32: load the backbone with "
             "torch.float32, and no graph in its place"
         )
-    compared, pixels = _readable(photos, recipe.preprocessing)
+    compared, pixels = readable(photos, recipe.preprocessing, PHOTOS)
     extracted = extract_features([photo.path for photo in compared], recipe, cache_dir("features"))
     _say_left_out(extracted.rejected)
     compared = [compared[position] for position in extracted.usable]
@@ -211,10 +211,10 @@ def reference(
     paths = [photo.path for photo in compared]
     _require_unit_vectors(embeddings, paths, "the trained model itself")
     if len(compared) < PHOTOS:
-        _say(f"only {len(compared)} photos could be compared; {PHOTOS} make a full proof")
+        say(f"only {len(compared)} photos could be compared; {PHOTOS} make a full proof")
     labels = [name for photo in compared if (name := class_of(photo, label)) is not None]
     if len(labels) < len(compared):
-        _say(f"not all photos have the label {label}: Recall@1 is not compared")
+        say(f"not all photos have the label {label}: Recall@1 is not compared")
     return Reference(
         paths,
         np.stack([pixels[position] for position in extracted.usable]),
@@ -224,14 +224,17 @@ def reference(
     )
 
 
-def _readable(
-    photos: Sequence[Photo], preprocessing: Preprocessing
+def readable(
+    photos: Sequence[Photo], preprocessing: Preprocessing, count: int
 ) -> tuple[list[Photo], list[npt.NDArray[np.uint8]]]:
-    """The first photos that can be read, and their pixels."""
+    """The first ``count`` photos that can be read, and their pixels, uint8 ``[3, H, W]``.
+
+    What cannot be read is said on standard error.
+    """
     compared: list[Photo] = []
     pixels: list[npt.NDArray[np.uint8]] = []
     for photo in photos:
-        if len(compared) == PHOTOS:
+        if len(compared) == count:
             break
         try:
             pixels.append(load_pixels(photo.path, preprocessing))
@@ -243,10 +246,11 @@ def _readable(
 
 def _say_left_out(reasons: Sequence[str]) -> None:
     for reason in reasons:
-        _say(f"left out: {reason}")
+        say(f"left out: {reason}")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line on standard error, above a progress bar."""
     tqdm.write(text, file=sys.stderr)
 
 

@@ -378,7 +378,7 @@ def _log(trt: ModuleType) -> Any:
 def _make_monitor(trt: ModuleType, bar: tqdm[Any]) -> Any:
     """Shows the builder's nested phases as one bar that grows, and can stop the build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]  # as for Log
         def __init__(self) -> None:
             super().__init__()
             self.cancelled = False
