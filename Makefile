@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
 OPTIMUM := build/optimum-venv
 
-.PHONY: help install demo test test-slow test-wheel test-optimum check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-optimum configs check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -37,6 +37,9 @@ $(OPTIMUM)/.installed: tests/optimum/requirements.txt
 	$(PYTHON) -m venv --clear $(OPTIMUM)
 	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
+
+configs: $(STAMP)  ## Rewrite the configurations committed in model_repository/
+	$(BIN)/python -c "from vibematch_export.repository import write_default_configs as w; w()"
 
 check: $(STAMP)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .

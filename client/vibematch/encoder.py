@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from vibematch.errors import (
     BadVectorError,
     InputError,
+    ModelChangedError,
     PhotoError,
     ServerError,
     ServerTimeoutError,
@@ -38,6 +39,7 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 MODEL: Final = "style_encoder"
 INPUT: Final = "photo"
 OUTPUT: Final = "embedding"
+FINGERPRINT: Final = "fingerprint"
 MANIFEST_PARAMETER: Final = "manifest"
 NORM_TOLERANCE: Final = 1e-3
 
@@ -142,13 +144,20 @@ class Encoder:
         timeout_s: seconds one photo may take, waiting in the server's queue included; a large
             model on a CPU needs more than the default.
         max_in_flight: photos sent but not yet answered, at most.
+        root_certificates: PEM file of the authority that signed the server's certificate; with it
+            the connection is encrypted (TLS), without it is not.
 
     Raises:
-        InputError: an argument is out of range.
+        InputError: an argument is out of range, or the certificates cannot be read.
     """
 
     def __init__(
-        self, url: str = "localhost:8001", *, timeout_s: float = 30.0, max_in_flight: int = 16
+        self,
+        url: str = "localhost:8001",
+        *,
+        timeout_s: float = 30.0,
+        max_in_flight: int = 16,
+        root_certificates: str | os.PathLike[str] | None = None,
     ) -> None:
         if "://" in url or not url.rpartition(":")[2].isdecimal():
             raise InputError(f"the server's address must be HOST:PORT (its gRPC port), got {url!r}")
@@ -159,6 +168,9 @@ class Encoder:
         self.url = url
         self.timeout_s = timeout_s
         self.max_in_flight = max_in_flight
+        self.root_certificates = root_certificates
+        if root_certificates is not None:
+            _require_certificates(Path(root_certificates))
 
     @property
     def manifest(self) -> Manifest:
@@ -196,6 +208,12 @@ class Encoder:
         """
         refuse_single(photos)
         photos = list(photos)
+        try:
+            return self._encode_all(photos)
+        except ModelChangedError:  # all vectors have to come from one model: the new one
+            return self._encode_all(photos)
+
+    def _encode_all(self, photos: Sequence[PhotoLike]) -> Vector:
         vectors: list[Vector] = []
         for index, result in enumerate(self.encode_each(photos)):
             if isinstance(result, VibematchError):
@@ -207,7 +225,9 @@ class Encoder:
         """Encode photos one by one; an error takes the place of the vector it prevented.
 
         Photos are drawn from ``photos`` only as the server takes them, so an endless iterable of
-        paths is fine and needs little memory.
+        paths is fine and needs little memory. All vectors come from the model that the server has
+        at the beginning: if it changes models, photos answered by the new one give a
+        :class:`ModelChangedError`.
 
         Args:
             photos: file bytes, paths or Pillow images.
@@ -249,7 +269,12 @@ class Encoder:
     def _client(self) -> Any:
         from tritonclient.grpc import InferenceServerClient  # here, as importing gRPC is slow
 
-        return InferenceServerClient(self.url, channel_args=_CHANNEL_OPTIONS)
+        return InferenceServerClient(
+            self.url,
+            ssl=self.root_certificates is not None,
+            root_certificates=self.root_certificates and os.fspath(self.root_certificates),
+            channel_args=_CHANNEL_OPTIONS,
+        )
 
     def _send(self, photo: PhotoLike, manifest: Manifest) -> Future[Vector]:
         from tritonclient.grpc import InferInput, InferRequestedOutput
@@ -265,18 +290,19 @@ class Encoder:
         self._client.async_infer(
             MODEL,
             [tensor],
-            partial(self._receive, answer, manifest.embedding_dim),
-            outputs=[InferRequestedOutput(OUTPUT)],
+            partial(self._receive, answer, manifest),
+            outputs=[InferRequestedOutput(OUTPUT), InferRequestedOutput(FINGERPRINT)],
             client_timeout=self.timeout_s,
         )
         return answer
 
-    def _receive(self, answer: Future[Vector], dim: int, result: Any, error: Any) -> None:
+    def _receive(self, answer: Future[Vector], manifest: Manifest, result: Any, error: Any) -> None:
         # Runs on a gRPC thread: whatever goes wrong has to end up in the future, or it hangs.
         try:
             if error is not None:
                 raise self._translate(error) from error
-            answer.set_result(_checked(result.as_numpy(OUTPUT), dim))
+            _require_fingerprint(result.as_numpy(FINGERPRINT), manifest)
+            answer.set_result(_checked(result.as_numpy(OUTPUT), manifest.embedding_dim))
         except Exception as problem:
             answer.set_exception(problem)
 
@@ -290,6 +316,10 @@ class Encoder:
             case "DEADLINE_EXCEEDED":
                 return ServerTimeoutError(
                     f"the server at {self.url} did not answer within {self.timeout_s:g} s"
+                )
+            case "NOT_FOUND" if "no available versions" in reason:
+                return ServerUnavailableError(
+                    f"the server at {self.url} is stopping or not ready: try again later"
                 )
             case "NOT_FOUND":
                 return ServerError(
@@ -315,6 +345,30 @@ def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
         return answer.result()
     except VibematchError as error:
         return error
+
+
+def _require_certificates(path: Path) -> None:
+    """Notice what gRPC would only call unavailable."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the certificates {path} cannot be read ({error.strerror})") from error
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise InputError(f"{path} holds no certificate in PEM format")
+
+
+def _require_fingerprint(fingerprints: npt.NDArray[Any] | None, manifest: Manifest) -> None:
+    """Make sure that an answer comes from the model of ``manifest``.
+
+    Raises:
+        ModelChangedError: it comes from another one.
+    """
+    stated = b"" if fingerprints is None else bytes(fingerprints.ravel()[0])
+    if stated.decode("ascii", "replace") != manifest.fingerprint:
+        raise ModelChangedError(
+            f"the server went over from model {manifest.fingerprint[:12]} to "
+            f"{stated[:12].decode('ascii', 'replace') or 'another'} meanwhile: ask it again"
+        )
 
 
 def _checked(vectors: npt.NDArray[Any] | None, dim: int) -> Vector:

@@ -20,6 +20,7 @@ from vibematch.encoder import PhotoEncoder, PhotoLike, photo_name, read_photo, r
 from vibematch.errors import (
     BadVectorError,
     InputError,
+    ModelChangedError,
     PhotoError,
     ServerError,
     StoreError,
@@ -512,6 +513,8 @@ class MatchingEngine:
 
         for vector in self._require_encoder().encode_each(unknown()):
             source, digest = sent.popleft()
+            if isinstance(vector, ModelChangedError):
+                self._require_same_model()  # to say which model this index is of
             if isinstance(vector, ServerError) and not isinstance(vector, BadVectorError):
                 raise vector  # says nothing about the photo: it can be tried again later
             if isinstance(vector, VibematchError):

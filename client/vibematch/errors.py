@@ -10,6 +10,7 @@
     ├── ServerError                       the embedding server did not do what was asked
     │   ├── ServerUnavailableError        no server, not ready, or overloaded: try again later
     │   ├── ServerTimeoutError            the deadline passed first
+    │   ├── ModelChangedError             the server went over to another model meanwhile
     │   └── BadVectorError                the answer was not finite, unit-norm, or the right size
     └── StoreError                        the index on disk cannot be used
         ├── StoreLockedError              another process is writing to it
@@ -20,6 +21,8 @@ The command line prints any of them as one line and exits with status 1.
 
 from __future__ import annotations
 
+from typing import Literal
+
 
 class VibematchError(Exception):
     """Base of every error raised on purpose."""
@@ -29,8 +32,28 @@ class InputError(VibematchError, ValueError):
     """An argument, file or folder is not usable as given."""
 
 
+PhotoErrorCode = Literal[
+    "empty",
+    "too_many_bytes",
+    "too_many_pixels",
+    "not_a_photo",
+    "damaged",
+    "too_narrow",
+    "unreadable",
+]
+"""Why a photo cannot become pixels, for counting; ``unreadable``: there are no bytes to judge."""
+
+
 class PhotoError(InputError):
-    """One photo cannot become pixels; the message is the reason."""
+    """One photo cannot become pixels; the message is the reason.
+
+    Attributes:
+        code: the kind of reason, for counting.
+    """
+
+    def __init__(self, message: str = "", *, code: PhotoErrorCode = "unreadable") -> None:
+        super().__init__(message)
+        self.code: PhotoErrorCode = code
 
 
 class UnknownUserError(InputError, KeyError):
@@ -54,6 +77,10 @@ class ServerUnavailableError(ServerError):
 
 class ServerTimeoutError(ServerError):
     """The deadline passed before the server answered."""
+
+
+class ModelChangedError(ServerError):
+    """The server went over to another model while it was asked: ask it again."""
 
 
 class BadVectorError(ServerError):

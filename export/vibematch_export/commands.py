@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from vibematch_export.control import Control
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DEFAULT_REPOSITORY: Final = Path("build/model_repository")
 
+_ADMIN_KEY: Final = "VIBEMATCH_ADMIN_KEY"
 _COMPILED: Final = ("bf16", "fp16")
 _NOT_COMPILED: Final = "TensorRT compiles bf16 and fp16 graphs; choose with --precision"
 
 
 def register(commands: Commands) -> None:
-    """Add ``export``, ``parity``, ``serve`` and ``demo`` to the command line."""
+    """Add this package's commands to the command line."""
     _add_export(commands)
     _add_parity(commands)
     _add_serve(commands)
+    _add_publish(commands)
     _add_demo(commands)
 
 
@@ -30,7 +35,7 @@ def _add_export(commands: Commands) -> None:
         help="turn a trained run into proven graphs and a Triton repository",
         description="Fuse backbone, pooling, head and normalisation into one ONNX graph for each "
         "precision, prove on photos that it is the trained model, and build the Triton model "
-        "repository from the first one that is for CPUs. What is up to date is not made again.",
+        "repository from the first one. What is up to date is not made again.",
     )
     parser.add_argument(
         "run_directory",
@@ -79,15 +84,17 @@ def _run_export(args: argparse.Namespace) -> None:
                 )
             _build_engine(args.run_directory)  # in NVIDIA's container, which has no PyTorch
             return
-    from vibematch_export.export import CPU_PRECISIONS, export_all, print_exports
+    from vibematch_export.control import require_nobody_serves
+    from vibematch_export.export import export_all, print_exports
     from vibematch_export.parity import ParityError
-    from vibematch_export.repository import require_replaceable, write_repository
+    from vibematch_export.repository import require_replaceable
     from vibematch_training.run import parse_size
 
     precisions = list(dict.fromkeys(args.precision or ["bf16" if for_tensorrt else "fp32"]))
     if for_tensorrt and not set(_COMPILED).issuperset(precisions):
         raise InputError(_NOT_COMPILED)
     require_replaceable(args.repository)
+    require_nobody_serves(args.repository)
     size = parse_size(args.size) if args.size else None
     exports = export_all(args.run_directory, precisions, size=size, photos=args.photos)
     print_exports(exports)
@@ -96,16 +103,24 @@ def _run_export(args: argparse.Namespace) -> None:
             if not made.problem:
                 _build_engine(made.model)
     # The first one, or none: a server must not turn to another precision's vectors by itself.
-    served = next((made for made in exports if made.manifest.precision in CPU_PRECISIONS), None)
-    if served and not served.problem:
-        write_repository(args.repository, served.model)
-        print(
-            f"repository: {args.repository} ({served.manifest.precision}, fingerprint "
-            f"{served.manifest.fingerprint[:12]})\n"
-            f"next: vibematch serve --repository {args.repository}"
-        )
+    if not exports[0].problem:
+        _write_repository(args.repository, exports[0].model)
     if refused := [made.manifest.precision for made in exports if made.problem]:
         raise ParityError(f"not published: {', '.join(refused)}; the reasons are above")
+
+
+def _write_repository(repository: Path, model: Path) -> None:
+    from vibematch_export.repository import CPU, PROFILES, read_manifest, write_repository
+
+    write_repository(repository, model)
+    manifest = read_manifest(repository)
+    profile = next(name for name, able in PROFILES.items() if manifest.precision in able.precisions)
+    option = "" if profile == CPU else f" --profile {profile}"
+    print(
+        f"repository: {repository} ({manifest.precision}, fingerprint "
+        f"{manifest.fingerprint[:12]})\n"
+        f"next: vibematch serve --repository {repository}{option}"
+    )
 
 
 def _build_engine(model: Path) -> None:
@@ -176,28 +191,142 @@ def _add_serve(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="start the Triton server on this machine",
-        description="Start the real tritonserver on this machine's CPU, without Docker, and stop "
-        "it cleanly on Ctrl-C.",
+        description="Start the real tritonserver, this machine's or the container's own, and stop "
+        "it cleanly on Ctrl-C or SIGTERM.",
+        epilog="Exit status: 0 stopped when told to, 1 could not start, 2 wrong usage, 3 the "
+        "server ended by itself.",
     )
     _add_repository(parser)
+    parser.add_argument(
+        "--profile",
+        default="cpu",
+        metavar="NAME",
+        help="cpu, or in NVIDIA's container onnxruntime, onnxruntime_tensorrt or tensorrt; "
+        "default: %(default)s",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s (loopback only)")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(
             f"--{name}-port", type=int, default=port, metavar="PORT", help="default: %(default)s"
         )
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="PEM", help="certificate to encrypt gRPC with"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="its private key")
+    parser.add_argument(
+        "--otlp-url",
+        metavar="URL",
+        help="post OpenTelemetry traces there, e.g. http://127.0.0.1:4318/v1/traces",
+    )
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        help="Triton's log; - is standard output; default: the repository's name with .log",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("error", "warning", "info", "verbose"),
+        default="info",
+        help="default: %(default)s",
+    )
     parser.set_defaults(run=_run_serve)
 
 
-def _run_serve(args: argparse.Namespace) -> None:
-    from vibematch_export.serve import serve
+def _run_serve(args: argparse.Namespace) -> int:
+    import os
 
-    serve(
-        args.repository,
+    from vibematch.errors import InputError
+    from vibematch_export.serve import LOG_TO_STDOUT, ServerEndedError, default_log, serve
+    from vibematch_export.triton import TritonServer
+
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise InputError("--tls-cert and --tls-key go together")
+    repository = args.repository.resolve()
+    log_path = Path(args.log) if args.log else default_log(repository)
+    if args.log == "-":
+        log_path = LOG_TO_STDOUT
+    server = TritonServer(
+        repository,
+        profile=args.profile,
         host=args.host,
         http_port=args.http_port,
         grpc_port=args.grpc_port,
         metrics_port=args.metrics_port,
+        tls=(args.tls_cert.resolve(), args.tls_key.resolve()) if args.tls_cert else None,
+        otlp_url=args.otlp_url,
+        log_path=log_path,
+        log_level=args.log_level,
+        admin_key=os.environ.get(_ADMIN_KEY) or None,
     )
+    try:
+        serve(repository, server, log_path)
+    except ServerEndedError as error:
+        print(f"vibematch: error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _add_publish(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "publish",
+        help="have a running server go over to another model, without a pause",
+        description="Lay an exported model beside the one that a running server answers with, "
+        "load it, warm it up, check it on a known photo, and only then go over to it. If any of "
+        "that fails, the server goes on as it was. The model before stays loaded.",
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("model", type=Path, nargs="?", metavar="MODEL_DIR", help="an exported model")
+    which.add_argument(
+        "--rollback", action="store_true", help="go back to the model before instead"
+    )
+    _add_repository(parser)
+    parser.add_argument(
+        "--url",
+        metavar="HOST:PORT",
+        help="the server's HTTP endpoint, if `vibematch serve` does not run on this machine's "
+        f"copy of the repository; its key is then in ${_ADMIN_KEY}",
+    )
+    parser.add_argument(
+        "--profile", default="cpu", metavar="NAME", help="of the server at --url; default: cpu"
+    )
+    parser.set_defaults(run=_run_publish)
+
+
+def _run_publish(args: argparse.Namespace) -> None:
+    from vibematch_export.publish import publish, roll_back
+
+    server = _running_server(args)
+    if args.rollback:
+        done = roll_back(args.repository, server)
+    else:
+        print(f"loading {args.model} beside the model that answers …", flush=True)
+        done = publish(args.model, args.repository, server)
+    print(
+        f"version {done.version} answers now (fingerprint {done.manifest.fingerprint[:12]}, "
+        f"{done.manifest.precision}, canary cosine {done.cosine:.6f}); version {done.previous} "
+        "stays loaded\n"
+        "back:       vibematch publish --rollback"
+    )
+
+
+def _running_server(args: argparse.Namespace) -> Control:
+    import os
+
+    from vibematch.errors import InputError
+    from vibematch_export.control import Control, find_server
+
+    if args.url:
+        if not (key := os.environ.get(_ADMIN_KEY)):
+            raise InputError(
+                f"--url needs the key that the server was started with in ${_ADMIN_KEY}"
+            )
+        return Control(args.url, key, args.profile)
+    if (server := find_server(args.repository)) is None:
+        raise InputError(
+            f"no server runs on {args.repository}: start it with `vibematch serve`, or make the "
+            "repository anew with `vibematch export`"
+        )
+    return server
 
 
 def _add_demo(commands: Commands) -> None:

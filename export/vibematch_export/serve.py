@@ -3,69 +3,112 @@
 from __future__ import annotations
 
 import signal
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 from vibematch.errors import ServerError
-from vibematch.manifest import Manifest
-from vibematch_export.repository import ENCODER, MAX_BATCH_SIZE, MAX_QUEUE_SIZE, read_manifest
+from vibematch_export.canary import MIN_COSINE
+from vibematch_export.control import announced, require_nobody_serves
+from vibematch_export.publish import ask_canary
+from vibematch_export.repository import (
+    ENCODER,
+    MAX_BATCH_SIZE,
+    MAX_QUEUE_SIZE,
+    read_manifest,
+    read_version,
+)
 from vibematch_export.triton import DRAIN_TIMEOUT_S, TritonServer
 
+CANARY_INTERVAL_S: Final = 300
+"""Seldom enough to cost under one percent where a photo takes two seconds."""
 
-def serve(
-    repository: Path, *, host: str, http_port: int, grpc_port: int, metrics_port: int
-) -> None:
+_LIFE_CHECK_INTERVAL_S: Final = 5
+_LIFE_CHECKS: Final = 6
+"""So many in a row without an answer, and the server is given up: half a minute or more."""
+
+LOG_TO_STDOUT: Final = Path("/dev/stdout")
+
+
+class ServerEndedError(ServerError):
+    """The server ended by itself after it had started well."""
+
+
+def serve(repository: Path, server: TritonServer, log_path: Path) -> None:
     """Serve until SIGINT or SIGTERM, then stop the server in order and return.
 
-    Triton's log is written beside the repository, to ``<repository>.log``. Call this from the main
-    thread: it takes over both signals while it runs.
+    Call this from the main thread: it takes over both signals while it runs.
 
     Args:
-        repository: Triton model repository written by :func:`.repository.write_repository`.
-        host: address to listen on.
-        http_port: HTTP port; 0 takes a free one, here and below.
-        grpc_port: gRPC port.
-        metrics_port: Prometheus port.
+        repository: what ``server`` serves.
+        server: not started yet.
+        log_path: where ``server`` logs to, for messages.
 
     Raises:
-        InputError: the repository has no weights, or a port is taken.
+        InputError: the repository has no weights, is served already, or a port is taken.
         ManifestError: the repository carries no usable manifest.
-        ServerError: the server could not start, or ended by itself.
+        ServerEndedError: the server ended by itself.
+        ServerError: the server could not start.
     """
-    repository = repository.resolve()
-    log_path = repository.with_name(f"{repository.name}.log")
-    server = TritonServer(
-        repository,
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_path=log_path,
-    )
+    require_nobody_serves(repository)
     with _both_signals_interrupt():
         try:
             print(f"starting tritonserver on {repository} …", flush=True)
-            with server:
-                _run(server, _report(read_manifest(repository), server, log_path), log_path)
+            with server, ExitStack() as stack:
+                can_publish = stack.enter_context(announced(repository, server.control))
+                report = _report(repository, server, log_path, can_publish)
+                _watch(repository, server, report, log_path)
         except KeyboardInterrupt:  # during start-up, or again while stopping
             pass
     print("stopped", flush=True)
 
 
-def _run(server: TritonServer, report: str, log_path: Path) -> None:
-    """Block until a signal comes.
+def default_log(repository: Path) -> Path:
+    """Where the log goes by default: beside the repository."""
+    return repository.with_name(f"{repository.name}.log")
+
+
+def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) -> None:
+    """Say that it is ready, and block until a signal comes; see that it lives, ask the canary.
 
     Raises:
-        ServerError: the server ended by itself.
+        ServerEndedError: the server ended by itself, or stopped answering.
     """
+    silent, next_check_s = 0, time.monotonic() + CANARY_INTERVAL_S
     try:
         print(report, flush=True)
-        status = server.wait()
+        while (status := server.wait(_LIFE_CHECK_INTERVAL_S)) is None:
+            silent = 0 if server.is_alive() else silent + 1
+            if silent == _LIFE_CHECKS:
+                raise ServerEndedError(f"tritonserver stopped answering: see {log_path}")
+            if time.monotonic() >= next_check_s:
+                _check(repository, server)
+                next_check_s = time.monotonic() + CANARY_INTERVAL_S
     except KeyboardInterrupt:
-        print(f"stopping… (photos in the model have {DRAIN_TIMEOUT_S} s)", flush=True)
+        print(f"stopping… (photos that were taken have {DRAIN_TIMEOUT_S} s)", flush=True)
     else:
-        raise ServerError(f"tritonserver ended by itself with status {status}: see {log_path}")
+        raise ServerEndedError(f"tritonserver ended by itself with status {status}: see {log_path}")
+
+
+def _check(repository: Path, server: TritonServer) -> None:
+    """Set the canary's metric, and warn where no alert reads it."""
+    try:
+        cosine = ask_canary(server.control, read_version(repository))
+    except ServerError as error:  # busy, say: metrics tell more about it than this process can
+        _warn(f"the canary photo could not be encoded: {error}")
+        return
+    if not cosine >= MIN_COSINE:
+        _warn(
+            f"the canary photo's vector has cosine {cosine:.6f} to the proven one (at least "
+            f"{MIN_COSINE} is right): do not trust vectors made now"
+        )
+
+
+def _warn(message: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -82,18 +125,26 @@ def _both_signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _report(manifest: Manifest, server: TritonServer, log_path: Path) -> str:
+def _report(repository: Path, server: TritonServer, log_path: Path, can_publish: bool) -> str:
+    manifest = read_manifest(repository)
     canvas = manifest.preprocessing
+    publish = (
+        f"vibematch publish MODEL --repository {repository}"
+        if can_publish
+        else f"not from here: {repository.parent} cannot be written"
+    )
     return f"""\
 ready
-  model     {ENCODER}, fingerprint {manifest.fingerprint[:12]}, {manifest.precision}
+  model     {ENCODER} version {read_version(repository)}, fingerprint {manifest.fingerprint[:12]}, \
+{manifest.precision}, profile {server.control.profile}
   photos    JPEG, PNG or WebP → {canvas.width} x {canvas.height} pixels → {manifest.embedding_dim} \
 numbers of unit length
   limits    {canvas.max_bytes:,} bytes and {canvas.max_pixels:,} pixels a photo, \
 {MAX_BATCH_SIZE} photos a request, {MAX_QUEUE_SIZE} requests waiting
-  gRPC      {server.grpc_url}
+  gRPC      {server.grpc_url}{" (TLS)" if server.is_encrypted else ""}
   HTTP      http://{server.http_url}/v2/models/{ENCODER}
   metrics   http://{server.metrics_url}/metrics
   log       {log_path}
+  update    {publish}
 try       vibematch encode PHOTO --url {server.grpc_url} --out vectors.npy
 Ctrl-C stops the server."""

@@ -1,7 +1,8 @@
-"""The real tritonserver on this machine: no Docker, no GPU.
+"""The real tritonserver, started, watched and stopped in order.
 
-The binary comes with the ``nvidia-pytriton`` wheel. Serving a plain model repository with it takes
-a backend folder, library paths and flags that the wheel does not set up: they are all in this file.
+In NVIDIA's container it is the container's own. Elsewhere it comes with the ``nvidia-pytriton``
+wheel: no Docker, no GPU. Serving a plain model repository with that one takes a backend folder,
+library paths and flags that the wheel does not set up: they are all in this file.
 """
 
 from __future__ import annotations
@@ -25,19 +26,32 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final, Literal, Self
 
 from vibematch.errors import InputError, ServerError, ServerTimeoutError
-from vibematch_export.repository import EMBED, ENCODER, WEIGHTS
+from vibematch_export.control import KEY_HEADER, Control
+from vibematch_export.repository import (
+    CPU,
+    EMBED,
+    ENCODER,
+    PROFILES,
+    read_manifest,
+    read_version,
+)
 
 DRAIN_TIMEOUT_S: Final = 30
-"""How long photos that wait for the model may still take once the server was told to stop."""
+"""How long photos that were taken may still need once the server was told to stop."""
+
+LogLevel = Literal["error", "warning", "info", "verbose"]
+LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("error", "warning", "info", "verbose")
 
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _STUB: Final = "triton_python_backend_stub"
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where the Python backend keeps tensors
 _CLOSED_APIS: Final = "shared-memory,model-repository,trace,logging"
+_CONTAINER_HOME: Final = Path("/opt/tritonserver")
 _POLL_INTERVAL_S: Final = 0.05
+_LOOPBACK: Final = "127.0.0.1"
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)
 _LOAD_FAILURE: Final = re.compile(
@@ -55,36 +69,75 @@ class TritonServer:
 
     Args:
         repository: Triton model repository to serve.
+        profile: one of :data:`vibematch_export.repository.PROFILES`.
         host: address to listen on. Triton authenticates nobody: keep it local or fenced off.
         http_port: HTTP port; 0 takes a free one, here and below.
         grpc_port: gRPC port.
         metrics_port: Prometheus port.
+        tls: PEM files of a certificate and its key, to encrypt gRPC with. HTTP, which Triton cannot
+            encrypt, then stays on this machine's loopback address.
+        otlp_url: where to post OpenTelemetry traces, e.g. ``http://127.0.0.1:4318/v1/traces``.
         log_path: file for Triton's log; without one the log goes when the server stops.
+            ``/dev/stdout`` works, but then a failed start cannot quote it.
+        log_level: the least important lines to log.
+        admin_key: what opens the interface that loads models; by default nobody knows it but
+            :attr:`control`.
         start_timeout_s: how long loading and warming up may take, in seconds.
+
+    Raises:
+        InputError: on construction, if there is no such profile or ``admin_key`` is no word.
     """
 
     def __init__(
         self,
         repository: Path,
         *,
+        profile: str = CPU,
         host: str = "127.0.0.1",
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
+        tls: tuple[Path, Path] | None = None,
+        otlp_url: str | None = None,
         log_path: Path | None = None,
+        log_level: LogLevel = "info",
+        admin_key: str | None = None,
         start_timeout_s: float = 600,
     ) -> None:
+        if profile not in PROFILES:
+            raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+        if admin_key is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{16,}", admin_key):
+            raise InputError(
+                "the admin key must be 16 or more letters, digits, dots, dashes or underscores"
+            )
         self._repository = repository
+        self._profile = profile
         self._host = host
+        self._http_host = _LOOPBACK if tls else host
         self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        self._tls = tls
+        self._otlp_url = otlp_url
         self._log_path = log_path
+        self._log_level = log_level
+        self._admin_key = admin_key or secrets.token_hex(16)
         self._start_timeout_s = start_timeout_s
+        self._is_up = False
         self._cleanup = ExitStack()
+
+    @property
+    def control(self) -> Control:
+        """What loads and unloads models on this server."""
+        return Control(self.http_url, self._admin_key, self._profile)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether gRPC takes TLS connections only."""
+        return self._tls is not None
 
     @property
     def http_url(self) -> str:
         """``host:port`` of the HTTP endpoint."""
-        return f"{self._host}:{self._ports['http']}"
+        return f"{self._http_host}:{self._ports['http']}"
 
     @property
     def grpc_url(self) -> str:
@@ -117,72 +170,121 @@ class TritonServer:
             ServerError: this environment cannot run tritonserver, or a model did not load.
             ServerTimeoutError: it was not ready within ``start_timeout_s``.
         """
-        _check_repository(self._repository)
         installation = _Installation.find()
+        _check_repository(self._repository, self._profile, installation)
+        for path in self._tls or ():
+            _require_pem(path)
         self._ports = _free_ports(self._host, self._ports)
         try:
             log, self._process = self._launch(installation)
             self._wait_until_ready(log)
+            self._is_up = True
         except BaseException:  # Ctrl-C too: whatever happens, nothing is left running
             self.stop()
             raise
 
-    def wait(self) -> int:
-        """Block until the server ends by itself; its exit status."""
-        return self._process.wait()
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Block until the server ends by itself; its exit status, or ``None`` after the timeout."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def is_alive(self) -> bool:
+        """Whether the server answers at all; 2.51 can hang in its own crash handler."""
+        return _is_ok(self._http_host, self._ports["http"], "/v2/health/live")
 
     def stop(self) -> None:
         """End the server in order; calling it again does nothing.
 
-        Photos that wait for the model or are in it still get their vectors. Those that are being
-        preprocessed, and new ones, are answered UNAVAILABLE: a stopping Triton lets no request
-        pass to the next step of an ensemble.
+        Photos that were taken still get their vectors, for :data:`DRAIN_TIMEOUT_S`. New ones are
+        answered that the model has no available versions, and then nobody answers.
         """
-        self._cleanup.close()
+        try:
+            if self._is_up:
+                self._is_up = False
+                self._drain()
+        finally:
+            self._cleanup.close()
+
+    def _drain(self) -> None:
+        """Take no more photos, and wait for those that were taken.
+
+        A stopping Triton lets no request pass to the next step of an ensemble. So the ensemble is
+        unloaded first, while the steps it needs are still there.
+        """
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        with suppress(ServerError):  # whatever it is: the server is about to be ended anyway
+            self.control.unload(ENCODER)
+            while "UNLOADING" in self.control.states(ENCODER).values():
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL_INTERVAL_S)
 
     def _launch(self, installation: _Installation) -> tuple[Path, subprocess.Popen[bytes]]:
         """Start the process; whatever it needs or leaves is registered for :meth:`stop`."""
         workshop = Path(
             self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="vibematch-triton-"))
         )
-        installation.make_backends(workshop / "backends")
+        backends = installation.make_backends(workshop / "backends")
         self._cleanup.callback(_remove_shared_memory, workshop.name)
         log_path = self._log_path or workshop / "triton.log"
         try:
             log = self._cleanup.enter_context(log_path.open("wb"))
         except OSError as error:
             raise InputError(f"the log {log_path} cannot be written ({error.strerror})") from error
-        process = _spawn([str(installation.binary), *self._flags(workshop)], installation, log)
+        process = _spawn(
+            [str(installation.binary), *self._flags(workshop, backends)], installation, log
+        )
         self._cleanup.callback(_end, process)
         return log_path, process
 
-    def _flags(self, workshop: Path) -> list[str]:
-        # A key nobody knows closes an API: Triton has no switch for it.
-        key = f"vibematch={secrets.token_hex(16)}"
-        return [
+    def _flags(self, workshop: Path, backends: Path) -> list[str]:
+        closed = f"{_CLOSED_APIS}:{KEY_HEADER}={self._admin_key}"
+        flags = [
             f"--model-repository={self._repository}",
-            "--model-control-mode=none",
+            f"--model-config-name={self._profile}",
+            "--model-control-mode=explicit",
+            "--load-model=*",
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={DRAIN_TIMEOUT_S}",
-            f"--backend-directory={workshop / 'backends'}",
+            f"--backend-directory={backends}",
             # A name of its own, so that stop can remove what a killed server leaves behind.
             f"--backend-config=python,shm-region-prefix-name={workshop.name}",
-            f"--http-address={self._host}",
+            f"--http-address={self._http_host}",
             f"--http-port={self._ports['http']}",
-            f"--http-restricted-api={_CLOSED_APIS}:{key}",
+            f"--http-restricted-api={closed}",
             f"--grpc-address={self._host}",
             f"--grpc-port={self._ports['grpc']}",
-            f"--grpc-restricted-protocol={_CLOSED_APIS}:{key}",
+            f"--grpc-restricted-protocol={closed}",
             "--allow-metrics=true",
-            "--allow-gpu-metrics=false",
+            f"--allow-gpu-metrics={str(self._profile != CPU).lower()}",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
         ]
+        if self._tls:
+            certificate, key = self._tls
+            flags += [
+                "--grpc-use-ssl=true",
+                f"--grpc-server-cert={certificate}",
+                f"--grpc-server-key={key}",
+            ]
+        if self._otlp_url:
+            flags += [
+                "--trace-config=mode=opentelemetry",
+                f"--trace-config=opentelemetry,url={self._otlp_url}",
+                "--trace-config=opentelemetry,resource=service.name=vibematch",
+                "--trace-config=level=TIMESTAMPS",
+                "--trace-config=rate=1",
+            ]
+        at_least = LOG_LEVELS.index(self._log_level)
+        flags += [f"--log-{level}={at_least >= LOG_LEVELS.index(level):d}" for level in LOG_LEVELS]
+        return flags
 
     def _wait_until_ready(self, log: Path) -> None:
         deadline = time.monotonic() + self._start_timeout_s
-        while not _is_ready(self._host, self._ports["http"]):
+        while not _is_ok(self._http_host, self._ports["http"], "/v2/health/ready"):
             status = self._process.poll()
             if status is not None:
                 raise ServerError(f"tritonserver did not start: {_reason(log, status)}")
@@ -196,19 +298,20 @@ class TritonServer:
 
 @dataclass(frozen=True)
 class _Installation:
-    """Where the pieces of the pip-installed tritonserver are.
+    """Where the pieces of a tritonserver are.
 
     Attributes:
         binary: the server.
-        backends: the wheel's backend folder.
-        stub: the process of the Python backend that runs ``model.py``, for this Python.
+        backends: its backend folder.
+        stub: the process of the Python backend that runs ``model.py``, for this Python; ``None``
+            where the backend folder has the right one.
         libraries: folders the dynamic loader has to search.
     """
 
     binary: Path
     backends: Path
-    stub: Path
-    libraries: tuple[Path, ...]
+    stub: Path | None = None
+    libraries: tuple[Path, ...] = ()
 
     @classmethod
     def find(cls) -> _Installation:
@@ -217,6 +320,9 @@ class _Installation:
         Raises:
             ServerError: this environment cannot run tritonserver.
         """
+        binary = _CONTAINER_HOME / "bin" / "tritonserver"
+        if binary.is_file():
+            return cls(binary, _CONTAINER_HOME / "backends")
         package = importlib.util.find_spec("pytriton")
         if package is None or package.origin is None:
             raise ServerError(
@@ -237,12 +343,15 @@ class _Installation:
             libraries=(home.parent / "nvidia_pytriton.libs", _libpython().parent),
         )
 
-    def make_backends(self, directory: Path) -> None:
-        """Fill ``directory`` with links: the wheel's own folder lacks the stub of this Python."""
+    def make_backends(self, directory: Path) -> Path:
+        """A complete backend folder: links, as the wheel's own lacks the stub of this Python."""
+        if self.stub is None:
+            return self.backends
         python = directory / "python"
         python.mkdir(parents=True)
         for file in [*(self.backends / "python").iterdir(), self.stub]:
             (python / file.name).symlink_to(file)
+        return directory
 
     def environment(self) -> dict[str, str]:
         """Environment variables for the server."""
@@ -286,16 +395,44 @@ def _libpython() -> Path:
     )
 
 
-def _check_repository(repository: Path) -> None:
+def _check_repository(repository: Path, profile: str, installation: _Installation) -> None:
     if not (repository / ENCODER / "config.pbtxt").is_file():
         raise InputError(
             f"{repository} is no model repository: make it with `vibematch export RUN` first"
         )
-    weights = Path(EMBED, "1", WEIGHTS)
+    needed = PROFILES[profile]
+    weights = Path(EMBED, str(read_version(repository)), needed.weights)
     if not (repository / weights).is_file():
-        raise InputError(
-            f"{repository} has no weights ({weights}): make it with `vibematch export RUN` first"
+        how = (
+            " --runtime tensorrt, on the GPU that serves it,"
+            if needed.backend == "tensorrt"
+            else ""
         )
+        raise InputError(
+            f"{repository} has no weights ({weights}): make it with `vibematch export RUN`{how} "
+            "first"
+        )
+    precision = read_manifest(repository).precision
+    if precision not in needed.precisions:
+        able = ", ".join(name for name, other in PROFILES.items() if precision in other.precisions)
+        raise InputError(
+            f"{repository} holds a model in {precision}, which the profile {profile} cannot run: "
+            f"choose one of {able}, or export it in {' or '.join(needed.precisions)}"
+        )
+    if not (installation.backends / needed.backend).is_dir():
+        raise InputError(
+            f"the tritonserver here has no {needed.backend} backend, which the profile {profile} "
+            "needs: use NVIDIA's container (docs/deployment.md), or --profile cpu"
+        )
+
+
+def _require_pem(path: Path) -> None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if b"-----BEGIN " not in content:
+        raise InputError(f"{path} is no PEM file: docs/security.md shows how to make one")
 
 
 def _free_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
@@ -338,10 +475,10 @@ def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _is_ready(host: str, port: int) -> bool:
+def _is_ok(host: str, port: int, path: str) -> bool:
     connection = http.client.HTTPConnection(host, port, timeout=5)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", path)
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing
+from vibematch_export.canary import write_canary
 from vibematch_export.repository import write_repository
 from vibematch_export.triton import TritonServer
 
@@ -59,6 +61,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         head_sha256="1" * 64,
         precision="fp32",
     ).save(folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    write_canary(folder, lambda pixels: session.run(None, {"pixels": pixels})[0], CANVAS)
     return folder
 
 

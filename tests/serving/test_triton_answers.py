@@ -72,6 +72,16 @@ def test_grpc_answers_the_reference(client: Any, photos: list[bytes], expected: 
         np.testing.assert_allclose(answer, vector[None], atol=1e-6)
 
 
+def test_every_answer_says_which_model_it_comes_from(
+    client: Any, exported: Path, photos: list[bytes]
+) -> None:
+    tensor = grpc.InferInput("photo", [3, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(photos[:3], dtype=np.object_)[:, None])
+    answer = client.infer("style_encoder", [tensor])
+    fingerprint = Manifest.load(exported).fingerprint.encode()
+    assert answer.as_numpy("fingerprint").tolist() == [[fingerprint]] * 3
+
+
 def test_batch_of_eight_equals_eight_singles(
     client: Any, photos: list[bytes], expected: np.ndarray
 ) -> None:
@@ -85,14 +95,21 @@ def test_nine_photos_are_one_too_many(client: Any, photos: list[bytes]) -> None:
 
 
 def test_http_takes_a_bare_photo(
-    server: TritonServer, photos: list[bytes], expected: np.ndarray
+    server: TritonServer, exported: Path, photos: list[bytes], expected: np.ndarray
 ) -> None:
     with _post(server, photos[0], header_length=0) as response:
         header_length = int(response.headers["Inference-Header-Content-Length"])
         body = response.read()
-    header = json.loads(body[:header_length])
-    assert header["outputs"][0]["shape"] == list(expected[:1].shape)
-    np.testing.assert_allclose(np.frombuffer(body[header_length:], "<f4"), expected[0], atol=1e-6)
+    tensors, start = {}, header_length
+    for output in json.loads(body[:header_length])["outputs"]:
+        end = start + output["parameters"]["binary_data_size"]
+        tensors[output["name"], tuple(output["shape"])] = body[start:end]
+        start = end
+    vector = np.frombuffer(tensors["embedding", expected[:1].shape], "<f4")
+    np.testing.assert_allclose(vector, expected[0], atol=1e-6)
+    fingerprint = tensors["fingerprint", (1, 1)][4:]  # after its length
+    assert fingerprint.decode() == Manifest.load(exported).fingerprint
+    assert vector.tobytes() == body[-4 * len(vector) :], "as docs/serving.md says"
 
 
 def test_http_takes_several_photos_and_answers_json(
@@ -176,8 +193,9 @@ def test_connection_alone_tells_the_model(client: Any, exported: Path) -> None:
     config = client.get_model_config("style_encoder").config
     stated = Manifest.from_json(config.parameters["manifest"].string_value)
     assert stated == Manifest.load(exported)
-    (output,) = client.get_model_metadata("style_encoder").outputs
-    assert list(output.shape) == [-1, stated.embedding_dim]
+    embedding, fingerprint = client.get_model_metadata("style_encoder").outputs
+    assert list(embedding.shape) == [-1, stated.embedding_dim]
+    assert (fingerprint.name, list(fingerprint.shape)) == ("fingerprint", [-1, 1])
 
 
 def test_health_and_metrics(server: TritonServer, client: Any, photos: list[bytes]) -> None:

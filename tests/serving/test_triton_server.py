@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import importlib.metadata
 import importlib.util
 import io
@@ -31,15 +32,9 @@ from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from vibematch.errors import InputError, ServerError, ServerTimeoutError
+from vibematch.manifest import Manifest
 from vibematch_export import triton
 from vibematch_export.triton import TritonServer
-
-SERVE = """
-import sys
-from pathlib import Path
-from vibematch_export.serve import serve
-serve(Path(sys.argv[1]), host="127.0.0.1", http_port=0, grpc_port=0, metrics_port=0)
-"""
 
 
 @pytest.fixture
@@ -93,7 +88,8 @@ def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
 def _serving(repository: Path) -> Iterator[subprocess.Popen[str]]:
     """``serve`` in a process of its own, handed out once it said it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(repository)],
+        [sys.executable, "-m", "vibematch", "serve", "--repository", str(repository)]
+        + [f"--{name}-port=0" for name in ("http", "grpc", "metrics")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,8 +107,8 @@ def test_stop_leaves_nothing(repository: Path, temporary: Path) -> None:
     server = TritonServer(repository)
     server.start()
     name = _server_name(temporary)
-    assert len(_processes(temporary)) == 4  # the server, two preprocessors, one embedder
-    assert len(_shared_memory(name)) == 3
+    assert len(_processes(temporary)) == 5  # server, two preprocessors, embedder, canary
+    assert len(_shared_memory(name)) == 4
     server.stop()
     server.stop()
     assert not _processes(temporary)
@@ -163,7 +159,7 @@ def test_serve_fails_if_the_server_dies(own_repository: Path, temporary: Path) -
         children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
         os.kill(int(children), signal.SIGKILL)
         _, err = serving.communicate(timeout=20)
-    assert serving.returncode == 1
+    assert serving.returncode == 3
     assert "ended by itself with status -9: see" in err
     assert _eventually(lambda: not _processes(temporary), 2)
 
@@ -189,9 +185,9 @@ def test_broken_weights_are_named(own_repository: Path, temporary: Path) -> None
 
 
 def test_other_preprocessing_is_named(own_repository: Path, temporary: Path) -> None:
-    config = own_repository / "style_preprocess" / "config.pbtxt"
-    config.write_text(config.read_text().replace(r"revision\": ", r"revision\": 9"))
-    with pytest.raises(ServerError, match=r"revision 9\d+ but the installed vibematch"):
+    folder = own_repository / "style_preprocess" / "1"
+    dataclasses.replace(Manifest.load(folder), preprocessing_revision=99).save(folder)
+    with pytest.raises(ServerError, match=r"revision 99 but the installed vibematch"):
         TritonServer(own_repository).start()
 
 
