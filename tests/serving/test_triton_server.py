@@ -31,7 +31,13 @@ from tritonclient import grpc
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from vibematch.errors import InputError, ServerError, ServerTimeoutError
+from vibematch import Encoder
+from vibematch.errors import (
+    InputError,
+    ServerError,
+    ServerTimeoutError,
+    ServerUnavailableError,
+)
 from vibematch.manifest import Manifest
 from vibematch_export import triton
 from vibematch_export.triton import TritonServer
@@ -306,25 +312,34 @@ def test_vector_that_is_not_finite_is_never_answered(
         assert refused.value.status() == "StatusCode.INTERNAL"
 
 
-def test_stop_lets_photos_that_wait_for_the_model_finish(
-    own_repository: Path, photos: list[bytes]
+@pytest.mark.parametrize("slow_step", ["style_preprocess", "style_embed"])
+def test_stop_finishes_the_photos_it_took_and_takes_no_more(
+    slow_step: str, own_repository: Path, photos: list[bytes]
 ) -> None:
-    code = own_repository / "style_embed" / "1" / "model.py"
-    slow = '__import__("time").sleep(0.5)\n        batches = ['
-    code.write_text(code.read_text().replace("batches = [", slow))
+    code = own_repository / slow_step / "1" / "model.py"
+    begin = "def execute(self, requests: list[Any]) -> list[Any]:\n"
+    slow = f'{begin}        __import__("time").sleep(0.5)\n'
+    assert begin in code.read_text()
+    code.write_text(code.read_text().replace(begin, slow))
     with (
         TritonServer(own_repository) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
-        concurrent.futures.ThreadPoolExecutor(12) as pool,
+        Encoder(server.grpc_url) as encoder,
+        concurrent.futures.ThreadPoolExecutor(25) as pool,
     ):
         tensor = _photo_tensor(photos[0])
-        asked = [pool.submit(client.infer, "style_encoder", [tensor]) for _ in range(12)]
-        time.sleep(0.3)  # preprocessed, and more than one batch
+        asked = [pool.submit(client.infer, "style_encoder", [tensor]) for _ in range(24)]
+        time.sleep(0.3)
         assert not any(request.done() for request in asked)
-        server.stop()
+        stopping = pool.submit(server.stop)
+        assert _eventually(lambda: not client.is_model_ready("style_encoder"), 5)
+        assert not all(request.done() for request in asked)
+        with pytest.raises(ServerUnavailableError, match="is stopping or not ready"):
+            encoder.encode(photos[:1])
         for request in asked:
             vector = request.result().as_numpy("embedding")
             assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+        stopping.result()
 
 
 def test_overload_is_answered_at_once(own_repository: Path) -> None:
