@@ -40,6 +40,7 @@ LAB_COMMANDS: Final[tuple[str, ...]] = (
     "export",
     "parity",
     "serve",
+    "publish",
     "demo",
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from vibematch_export.control import Control
+    from vibematch_export.publish import Published
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -65,6 +66,12 @@ def _add_export(commands: Commands) -> None:
         metavar="DIR",
         help="photos to prove parity on; default: the run's validation photos",
     )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="have the server that runs on the repository go over to the first one, instead of "
+        "making the repository anew",
+    )
     parser.set_defaults(run=_run_export)
 
 
@@ -93,8 +100,10 @@ def _run_export(args: argparse.Namespace) -> None:
     precisions = list(dict.fromkeys(args.precision or ["bf16" if for_tensorrt else "fp32"]))
     if for_tensorrt and not set(_COMPILED).issuperset(precisions):
         raise InputError(_NOT_COMPILED)
-    require_replaceable(args.repository)
-    require_nobody_serves(args.repository)
+    server = _running_server(args.repository) if args.publish else None
+    if server is None:
+        require_replaceable(args.repository)
+        require_nobody_serves(args.repository)
     size = parse_size(args.size) if args.size else None
     exports = export_all(args.run_directory, precisions, size=size, photos=args.photos)
     print_exports(exports)
@@ -103,8 +112,12 @@ def _run_export(args: argparse.Namespace) -> None:
             if not made.problem:
                 _build_engine(made.model)
     # The first one, or none: a server must not turn to another precision's vectors by itself.
-    if not exports[0].problem:
+    if exports[0].problem:
+        pass
+    elif server is None:
         _write_repository(args.repository, exports[0].model)
+    else:
+        _publish(exports[0].model, args.repository, server)
     if refused := [made.manifest.precision for made in exports if made.problem]:
         raise ParityError(f"not published: {', '.join(refused)}; the reasons are above")
 
@@ -293,14 +306,23 @@ def _add_publish(commands: Commands) -> None:
 
 
 def _run_publish(args: argparse.Namespace) -> None:
-    from vibematch_export.publish import publish, roll_back
+    from vibematch_export.publish import roll_back
 
-    server = _running_server(args)
+    server = _server_at(args.url, args.profile) if args.url else _running_server(args.repository)
     if args.rollback:
-        done = roll_back(args.repository, server)
+        _print_published(roll_back(args.repository, server))
     else:
-        print(f"loading {args.model} beside the model that answers …", flush=True)
-        done = publish(args.model, args.repository, server)
+        _publish(args.model, args.repository, server)
+
+
+def _publish(model: Path, repository: Path, server: Control) -> None:
+    from vibematch_export.publish import publish
+
+    print(f"loading {model} beside the model that answers …", flush=True)
+    _print_published(publish(model, repository, server))
+
+
+def _print_published(done: Published) -> None:
     print(
         f"version {done.version} answers now (fingerprint {done.manifest.fingerprint[:12]}, "
         f"{done.manifest.precision}, canary cosine {done.cosine:.6f}); version {done.previous} "
@@ -309,21 +331,24 @@ def _run_publish(args: argparse.Namespace) -> None:
     )
 
 
-def _running_server(args: argparse.Namespace) -> Control:
+def _server_at(url: str, profile: str) -> Control:
     import os
 
     from vibematch.errors import InputError
-    from vibematch_export.control import Control, find_server
+    from vibematch_export.control import Control
 
-    if args.url:
-        if not (key := os.environ.get(_ADMIN_KEY)):
-            raise InputError(
-                f"--url needs the key that the server was started with in ${_ADMIN_KEY}"
-            )
-        return Control(args.url, key, args.profile)
-    if (server := find_server(args.repository)) is None:
+    if not (key := os.environ.get(_ADMIN_KEY)):
+        raise InputError(f"--url needs the key that the server was started with in ${_ADMIN_KEY}")
+    return Control(url, key, profile)
+
+
+def _running_server(repository: Path) -> Control:
+    from vibematch.errors import InputError
+    from vibematch_export.control import find_server
+
+    if (server := find_server(repository)) is None:
         raise InputError(
-            f"no server runs on {args.repository}: start it with `vibematch serve`, or make the "
+            f"no server runs on {repository}: start it with `vibematch serve`, or make the "
             "repository anew with `vibematch export`"
         )
     return server

@@ -68,14 +68,16 @@ class Control:
             if model["name"] == name and model.get("version")
         }
 
-    def infer(self, name: str, version: int, request: dict[str, Any]) -> dict[str, Any]:
+    def infer(
+        self, name: str, version: int, request: dict[str, Any], timeout_s: float
+    ) -> dict[str, Any]:
         """Ask one version of a model; request and answer are KServe v2 JSON.
 
         Raises:
             ServerError: it refused; the message is its reason.
         """
         path = f"/v2/models/{name}/versions/{version}/infer"
-        answer: dict[str, Any] = self._post(path, request, _LOAD_TIMEOUT_S)
+        answer: dict[str, Any] = self._post(path, request, timeout_s)
         return answer
 
     def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:

@@ -35,7 +35,10 @@ from vibematch_export.repository import (
 )
 from vibematch_training.files import FolderLock
 
-CANARY_REQUEST: Final = {
+CANARY_TIMEOUT_S: Final = 120
+"""One photo of a large model on a busy CPU."""
+
+_CANARY_REQUEST: Final = {
     "inputs": [{"name": "run", "datatype": "BOOL", "shape": [1], "data": [True]}]
 }
 
@@ -124,7 +127,7 @@ def ask_canary(server: Control, version: int) -> float:
     Raises:
         ServerError: a step failed, or the server does not answer.
     """
-    answer = server.infer(CANARY, version, CANARY_REQUEST)
+    answer = server.infer(CANARY, version, _CANARY_REQUEST, CANARY_TIMEOUT_S)
     return float(answer["outputs"][0]["data"][0])
 
 

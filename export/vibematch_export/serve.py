@@ -83,6 +83,7 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
         while (status := server.wait(_LIFE_CHECK_INTERVAL_S)) is None:
             silent = 0 if server.is_alive() else silent + 1
             if silent == _LIFE_CHECKS:
+                server.kill()
                 raise ServerEndedError(f"tritonserver stopped answering: see {log_path}")
             if time.monotonic() >= next_check_s:
                 _check(repository, server)

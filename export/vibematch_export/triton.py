@@ -194,6 +194,11 @@ class TritonServer:
         """Whether the server answers at all; 2.51 can hang in its own crash handler."""
         return _is_ok(self._http_host, self._ports["http"], "/v2/health/live")
 
+    def kill(self) -> None:
+        """End a server that no longer answers; :meth:`stop` then cleans up after it."""
+        self._is_up = False
+        self._process.kill()
+
     def stop(self) -> None:
         """End the server in order; calling it again does nothing.
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -40,6 +41,7 @@ from vibematch.errors import (
 )
 from vibematch.manifest import Manifest
 from vibematch_export import triton
+from vibematch_export.repository import point_to, read_manifest
 from vibematch_export.triton import TritonServer
 
 
@@ -170,6 +172,57 @@ def test_serve_fails_if_the_server_dies(own_repository: Path, temporary: Path) -
     assert _eventually(lambda: not _processes(temporary), 2)
 
 
+HURRIED = """
+import sys
+from vibematch_export import serve
+serve._LIFE_CHECK_INTERVAL_S, serve._LIFE_CHECKS, serve.CANARY_INTERVAL_S = 0.2, 1, 1
+from vibematch.cli import main
+sys.exit(main(["serve", "--repository", sys.argv[1], *sys.argv[2:]]))
+"""
+
+
+@contextmanager
+def _hurried(repository: Path) -> Iterator[subprocess.Popen[str]]:
+    """``vibematch serve`` with its checks every moment."""
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HURRIED, str(repository), *ports],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert any(line.startswith("Ctrl-C") for line in process.stdout)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_serve_gives_up_a_server_that_hangs(own_repository: Path, temporary: Path) -> None:
+    with _hurried(own_repository) as serving:
+        children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
+        os.kill(int(children), signal.SIGSTOP)
+        _, err = serving.communicate(timeout=60)
+    assert serving.returncode == 3
+    assert "stopped answering: see" in err
+    assert _eventually(lambda: not _processes(temporary), 2)
+
+
+def test_serve_warns_if_the_canary_falls(own_repository: Path) -> None:
+    path = own_repository / "style_canary" / "1" / "canary.npy"
+    np.save(path, np.roll(np.load(path), 1))
+    with _hurried(own_repository) as serving:
+        assert serving.stderr is not None
+        assert re.search(
+            r"warning: the canary photo's vector has cosine -?0\.\d+ ", serving.stderr.readline()
+        )
+        serving.send_signal(signal.SIGTERM)
+        serving.communicate(timeout=20)
+    assert serving.returncode == 0
+
+
 def test_kernels_of_another_kind_of_machine_are_not_used(
     own_repository: Path, tmp_path: Path
 ) -> None:
@@ -226,6 +279,64 @@ def test_slow_start_is_given_up(own_repository: Path, temporary: Path) -> None:
         TritonServer(own_repository, start_timeout_s=1).start()
     assert _eventually(lambda: not _processes(temporary), 2)  # killed, not drained
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("profile", ["onnxruntime", "onnxruntime_tensorrt"])
+def test_missing_backend_is_named(profile: str, repository: Path) -> None:
+    with pytest.raises(InputError, match=r"has no onnxruntime backend.*NVIDIA's container"):
+        TritonServer(repository, profile=profile).start()
+
+
+def test_missing_plan_is_named(repository: Path) -> None:
+    with pytest.raises(InputError, match=r"no weights .*model\.plan.*--runtime tensorrt"):
+        TritonServer(repository, profile="tensorrt").start()
+
+
+def test_precision_that_the_profile_cannot_run_is_named(own_repository: Path) -> None:
+    manifest = dataclasses.replace(read_manifest(own_repository), precision="bf16")
+    point_to(own_repository, 1, manifest)
+    with pytest.raises(InputError, match=r"in bf16, which the profile cpu cannot run: choose one"):
+        TritonServer(own_repository).start()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profile": "gpu"}, "profile must be one of cpu, onnxruntime"),
+        ({"admin_key": "secret"}, "16 or more letters"),
+        ({"admin_key": "no, spaces please!"}, "16 or more letters"),
+    ],
+)
+def test_impossible_options_are_refused(
+    options: dict[str, str], message: str, repository: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        TritonServer(repository, **options)  # type: ignore[arg-type]
+
+
+def test_a_repository_is_not_served_twice(own_repository: Path) -> None:
+    with _serving(own_repository):
+        again = subprocess.run(
+            [sys.executable, "-m", "vibematch", "serve", "--repository", str(own_repository)],
+            capture_output=True,
+            text=True,
+        )
+    assert again.returncode == 1
+    assert "change its model with `vibematch publish`" in again.stderr
+
+
+def test_log_goes_to_standard_output_and_says_as_little_as_asked(own_repository: Path) -> None:
+    command = [sys.executable, "-m", "vibematch", "serve", "--repository", str(own_repository)]
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    texts = []
+    for options in (["--log", "-"], ["--log", "-", "--log-level", "warning"]):
+        with subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            lines = list(iter(process.stdout.readline, b"Ctrl-C stops the server.\n"))
+            process.terminate()
+            texts.append(b"".join(lines).decode())
+    assert all("fingerprint" in text for text in texts)
+    assert ["Started HTTPService" in text for text in texts] == [True, False]
 
 
 @pytest.mark.parametrize("name", ["http", "grpc", "metrics"])
