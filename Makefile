@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
 OPTIMUM := build/optimum-venv
 
-.PHONY: help install demo test test-slow test-wheel test-optimum configs check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum configs check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -29,6 +29,9 @@ test-slow: $(STAMP)  ## The heavier tests
 
 test-wheel: $(STAMP)  ## The client's wheel, alone in an empty environment
 	$(BIN)/python -m pytest -m slow tests/client/test_wheel.py
+
+test-deploy: $(STAMP)  ## Deployment files, and the image's install script; needs promtool (apt install prometheus)
+	$(BIN)/python -m pytest tests/deploy
 
 test-optimum: $(STAMP) $(OPTIMUM)/.installed  ## Exported models in optimum, in an environment of its own
 	OPTIMUM_PYTHON=$(abspath $(OPTIMUM))/bin/python $(BIN)/python -m pytest -m slow tests/export/test_ecosystem.py

@@ -102,7 +102,7 @@ class TritonServer:
         log_path: Path | None = None,
         log_level: LogLevel = "info",
         admin_key: str | None = None,
-        start_timeout_s: float = 600,
+        start_timeout_s: float = 1800,
     ) -> None:
         if profile not in PROFILES:
             raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
@@ -264,6 +264,7 @@ class TritonServer:
             f"--grpc-port={self._ports['grpc']}",
             f"--grpc-restricted-protocol={closed}",
             "--allow-metrics=true",
+            "--metrics-config=summary_latencies=true",
             f"--allow-gpu-metrics={str(self._profile != CPU).lower()}",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
