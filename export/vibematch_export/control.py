@@ -103,7 +103,9 @@ class Control:
             answer = None
         if response.status != http.HTTPStatus.OK:
             reason = answer.get("error") if isinstance(answer, dict) else None
-            raise ServerError(" ".join(str(reason or f"HTTP status {response.status}").split()))
+            busy = response.status == http.HTTPStatus.SERVICE_UNAVAILABLE
+            kind = ServerUnavailableError if busy else ServerError
+            raise kind(" ".join(str(reason or f"HTTP status {response.status}").split()))
         return answer
 
 

@@ -5,6 +5,7 @@
     RUN/export/int8/
     ├── model.onnx (+ model.onnx.data over 256 MiB)
     ├── manifest.json               with the parity figures
+    ├── canary.png, canary.npy      a photo and its vector, by which a server checks itself
     ├── config.json                 the backbone's own, for tools that want one
     └── preprocessor_config.json
 
@@ -38,6 +39,7 @@ from vibematch.errors import InputError, ManifestError
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing
 from vibematch_export.calibration import Calibration, Choice, calibrate, choose
+from vibematch_export.canary import CANARY_EMBEDDING, CANARY_PHOTO, write_canary
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import Precision, write_onnx
 from vibematch_export.parity import (
@@ -57,12 +59,12 @@ from vibematch_training.files import FolderLock
 from vibematch_training.graph_extractor import GRAPH_FILENAME
 from vibematch_training.run import TrainedRun
 
-REVISION: Final = 2
-"""Of exports; raised when a new version of this package makes other graphs of the same run."""
+REVISION: Final = 3
+"""Of exports; raised when a new version of this package makes other files of the same run."""
 CPU_PRECISIONS: Final[Sequence[Precision]] = ("fp32", "int8")
 
 _REVISION_KEY: Final = "vibematch-export"
-_SIDE: Final = ("config.json", "preprocessor_config.json")
+_SIDE: Final = ("config.json", "preprocessor_config.json", CANARY_PHOTO, CANARY_EMBEDDING)
 _REPLACED: Final = ".replaced"
 _CALIBRATION_PHOTOS: Final = 16
 _WORST_LAYERS: Final = 5
@@ -362,6 +364,7 @@ def _prove(draft: Path, manifest: Manifest, expected: Reference, reference_s: fl
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         require_parity(parity, manifest.precision)
+        write_canary(draft, run, manifest.preprocessing)
     except ParityError as error:
         return Export(draft, manifest, problem=str(error))
     manifest.save(draft)

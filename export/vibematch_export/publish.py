@@ -8,12 +8,13 @@ fails, everything is as it was.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vibematch.errors import InputError, ServerError
+from vibematch.errors import InputError, ServerError, ServerUnavailableError
 from vibematch.manifest import Manifest
 from vibematch_export.canary import MIN_COSINE
 from vibematch_export.control import Control
@@ -37,6 +38,8 @@ from vibematch_training.files import FolderLock
 
 CANARY_TIMEOUT_S: Final = 120
 """One photo of a large model on a busy CPU."""
+
+_CANARY_ATTEMPTS: Final = 30
 
 _CANARY_REQUEST: Final = {
     "inputs": [{"name": "run", "datatype": "BOOL", "shape": [1], "data": [True]}]
@@ -115,8 +118,7 @@ def roll_back(repository: Path, server: Control) -> Published:
             raise InputError(f"{repository} holds only version {current}: nothing to go back to")
         version = earlier[-1]
         manifest = Manifest.load(repository / PREPROCESS / str(version))
-        cosine = ask_canary(server, version)
-        _require_alike(cosine)
+        cosine = _proven(server, version)
         _switch(repository, server, version, manifest)
     return Published(version, manifest, current, cosine)
 
@@ -161,20 +163,31 @@ def _load(server: Control, version: int) -> float:
             raise PublishError(f"version {version} did not load: {error}") from error
         if server.states(name).get(version) != "READY":
             raise PublishError(f"version {version} of {name} did not become ready")
-    try:
-        cosine = ask_canary(server, version)
-    except ServerError as error:
-        raise PublishError(f"version {version} cannot encode its canary photo: {error}") from error
-    _require_alike(cosine)
-    return cosine
+    return _proven(server, version)
 
 
-def _require_alike(cosine: float) -> None:
+def _proven(server: Control, version: int) -> float:
+    """The cosine of a version's canary; where the queues are full, ask again for a while.
+
+    Raises:
+        PublishError: the photo cannot be encoded, or its vector is not the proven one.
+    """
+    for attempt in range(_CANARY_ATTEMPTS):
+        try:
+            cosine = ask_canary(server, version)
+            break
+        except ServerError as error:
+            if not isinstance(error, ServerUnavailableError) or attempt + 1 == _CANARY_ATTEMPTS:
+                raise PublishError(
+                    f"version {version} cannot encode its canary photo: {error}"
+                ) from error
+            time.sleep(1)
     if not cosine >= MIN_COSINE:  # written so that NaN fails it too
         raise PublishError(
             f"the canary photo's vector has cosine {cosine:.6f} to the one the model was proven "
             f"with, and {MIN_COSINE} is needed: this machine computes something else"
         )
+    return cosine
 
 
 @contextlib.contextmanager

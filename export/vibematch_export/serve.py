@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from vibematch.errors import ServerError
+from vibematch.errors import InputError, ServerError
 from vibematch_export.canary import MIN_COSINE
 from vibematch_export.control import announced, require_nobody_serves
 from vibematch_export.publish import ask_canary
@@ -22,11 +22,12 @@ from vibematch_export.repository import (
     read_version,
 )
 from vibematch_export.triton import DRAIN_TIMEOUT_S, TritonServer
+from vibematch_training.files import FolderLock
 
 CANARY_INTERVAL_S: Final = 300
 """Seldom enough to cost under one percent where a photo takes two seconds."""
 
-_LIFE_CHECK_INTERVAL_S: Final = 5
+_LIFE_CHECK_INTERVAL_S: Final = 2
 _LIFE_CHECKS: Final = 6
 """So many in a row without an answer, and the server is given up: half a minute or more."""
 
@@ -72,7 +73,9 @@ def default_log(repository: Path) -> Path:
 
 
 def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) -> None:
-    """Say that it is ready, and block until a signal comes; see that it lives, ask the canary.
+    """Say that it is ready, and block until a signal comes.
+
+    Meanwhile see that it answers, replace processes that died, and ask the canary.
 
     Raises:
         ServerEndedError: the server ended by itself, or stopped answering.
@@ -85,6 +88,7 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
             if silent == _LIFE_CHECKS:
                 server.kill()
                 raise ServerEndedError(f"tritonserver stopped answering: see {log_path}")
+            _revive(repository, server)
             if time.monotonic() >= next_check_s:
                 _check(repository, server)
                 next_check_s = time.monotonic() + CANARY_INTERVAL_S
@@ -92,6 +96,19 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
         print(f"stopping… (photos that were taken have {DRAIN_TIMEOUT_S} s)", flush=True)
     else:
         raise ServerEndedError(f"tritonserver ended by itself with status {status}: see {log_path}")
+
+
+def _revive(repository: Path, server: TritonServer) -> None:
+    """Replace model processes that died: by a crash, or killed for memory."""
+    try:
+        with FolderLock(repository):  # not while `vibematch publish` loads and unloads there
+            for name in server.crippled_models():
+                _warn(f"a process of {name} died: loading the model anew")
+                server.revive(name)
+    except InputError:
+        return
+    except ServerError as error:
+        _warn(f"it did not load: {error}")
 
 
 def _check(repository: Path, server: TritonServer) -> None:

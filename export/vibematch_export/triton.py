@@ -31,9 +31,11 @@ from typing import IO, Final, Literal, Self
 from vibematch.errors import InputError, ServerError, ServerTimeoutError
 from vibematch_export.control import KEY_HEADER, Control
 from vibematch_export.repository import (
+    CANARY,
     CPU,
     EMBED,
     ENCODER,
+    PREPROCESS,
     PROFILES,
     read_manifest,
     read_version,
@@ -193,6 +195,32 @@ class TritonServer:
     def is_alive(self) -> bool:
         """Whether the server answers at all; 2.51 can hang in its own crash handler."""
         return _is_ok(self._http_host, self._ports["http"], "/v2/health/live")
+
+    def crippled_models(self) -> list[str]:
+        """The models of the answering version that have lost a process of theirs.
+
+        Triton 2.51 does not replace a process of its Python backend that died, answers its share
+        of the requests with errors, and goes on saying that it is ready.
+        """
+        profile, version = PROFILES[self._profile], read_version(self._repository)
+        needed = {PREPROCESS: profile.preprocess_processes, CANARY: 1}
+        if profile.backend == "python":
+            needed[EMBED] = 1
+        commands = _commands_of_children(self._process.pid)
+        return [
+            name
+            for name, count in needed.items()
+            if sum(f"/{name}/{version}/".encode() in command for command in commands) < count
+        ]
+
+    def revive(self, name: str) -> None:
+        """Replace the processes of one model; photos are refused for the moment it takes.
+
+        Raises:
+            ServerError: the model did not load.
+        """
+        self.control.unload(name)
+        self.control.load(name)
 
     def kill(self) -> None:
         """End a server that no longer answers; :meth:`stop` then cleans up after it."""
@@ -479,6 +507,17 @@ def _spawn(
 def _end_with_parent() -> None:
     """Runs in the child: have the kernel stop the server in order if we are killed."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _commands_of_children(pid: int) -> list[bytes]:
+    """Command lines of a process's living children; a thread may end while it is looked at."""
+    commands = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in thread.read_text().split():
+                with suppress(OSError):
+                    commands.append(Path(f"/proc/{child}/cmdline").read_bytes())
+    return commands
 
 
 def _is_ok(host: str, port: int, path: str) -> bool:

@@ -18,9 +18,11 @@ import torch
 from vibematch.cli import main
 from vibematch.errors import InputError
 from vibematch.manifest import Manifest
+from vibematch.preprocess import preprocess
 from vibematch_export import calibration as calibration_module
 from vibematch_export import export as export_module
 from vibematch_export import parity as parity_module
+from vibematch_export.canary import MIN_COSINE
 from vibematch_export.export import export, export_all, print_exports
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.parity import ParityError
@@ -78,9 +80,43 @@ def test_the_exported_folder_is_complete(exported_model: Path, trained_run: Path
     assert {path.name for path in exported_model.iterdir()} == {
         "model.onnx",
         "manifest.json",
+        "canary.png",
+        "canary.npy",
         "config.json",
         "preprocessor_config.json",
     }
+
+
+def test_the_canary_is_a_photo_and_what_the_graph_makes_of_it(exported_model: Path) -> None:
+    canvas = Manifest.load(exported_model).preprocessing
+    pixels = preprocess((exported_model / "canary.png").read_bytes(), canvas)[None]
+    session = onnxruntime.InferenceSession(exported_model / "model.onnx")
+    stored = np.load(exported_model / "canary.npy")
+    assert (stored.dtype, stored.shape) == (np.float32, (256,))
+    np.testing.assert_allclose(stored, session.run(None, {"pixels": pixels})[0][0], atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_photos")
+def test_the_canary_of_a_graph_for_gpus_has_its_rounding(
+    run_copy: Path, exported_model: Path
+) -> None:
+    rounded = export(run_copy, "fp16")
+    assert (rounded / "canary.png").read_bytes() == (exported_model / "canary.png").read_bytes()
+    ours, exact = np.load(rounded / "canary.npy"), np.load(exported_model / "canary.npy")
+    assert ours @ exact > MIN_COSINE
+    assert np.abs(ours - exact).max() > 1e-5
+
+
+@pytest.mark.parametrize("lost", ["canary.png", "canary.npy"])
+def test_an_export_without_its_canary_is_made_again(
+    exported_model: Path, tmp_path: Path, lost: str
+) -> None:
+    manifest = Manifest.load(exported_model)
+    model = shutil.copytree(exported_model, tmp_path / "fp32")
+    assert export_module._up_to_date(model, manifest, "fp32")
+    (model / lost).unlink()
+    assert not export_module._up_to_date(model, manifest, "fp32")
 
 
 def test_the_manifest_travels_inside_the_graph(exported_model: Path) -> None:

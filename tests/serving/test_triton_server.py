@@ -41,6 +41,7 @@ from vibematch.errors import (
 )
 from vibematch.manifest import Manifest
 from vibematch_export import triton
+from vibematch_export.control import find_server
 from vibematch_export.repository import point_to, read_manifest
 from vibematch_export.triton import TritonServer
 
@@ -208,6 +209,34 @@ def test_serve_gives_up_a_server_that_hangs(own_repository: Path, temporary: Pat
     assert serving.returncode == 3
     assert "stopped answering: see" in err
     assert _eventually(lambda: not _processes(temporary), 2)
+
+
+@pytest.mark.parametrize("name", ["style_preprocess", "style_embed"])
+def test_serve_replaces_a_process_that_died(
+    name: str, own_repository: Path, temporary: Path, photos: list[bytes]
+) -> None:
+    with _hurried(own_repository) as serving:
+        (victim, *_) = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if f"{own_repository}/{name}/1/".encode() in path.read_bytes()
+        ]
+        control = find_server(own_repository)
+        assert control is not None
+        os.kill(victim, signal.SIGKILL)
+        assert serving.stderr is not None
+        assert f"a process of {name} died" in serving.stderr.readline()
+        body = {"inputs": [{"name": "run", "datatype": "BOOL", "shape": [1], "data": [True]}]}
+
+        def answers() -> bool:
+            try:
+                return bool(control.infer("style_canary", 1, body, 10)["outputs"])
+            except ServerError:
+                return False
+
+        assert _eventually(answers, 20)
+        assert all(answers() for _ in range(8))
+        assert control.states("style_encoder") == {1: "READY"}
 
 
 def test_serve_warns_if_the_canary_falls(own_repository: Path) -> None:

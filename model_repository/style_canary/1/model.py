@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-
 OVERLOADED = ("maximum queue size", "timeout expired")
 """How Triton refuses a request for want of time; it says nothing about the model."""
 
@@ -93,8 +92,8 @@ def _gauge(version: str) -> Any:
         kind=pb_utils.MetricFamily.GAUGE,
     )
     gauge = family.Metric(labels={"version": version})
-    # Never deleted: Triton loads a version's new instance before it ends the old one, and deleting
-    # the old one's series would leave the new one writing to freed memory of the server.
+    # Never deleted, or this process crashes at its end (Triton 2.51); and where a version is loaded
+    # again, its new process is there before the old one ends, and uses the same series.
     for kept in (family, gauge):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
     return gauge

@@ -121,10 +121,10 @@ class _Metrics:
 
 
 def _kept(metric: Any) -> Any:
-    """Keep Python from ever deleting a metric.
+    """Keep a metric from ever being deleted.
 
-    Triton 2.51 counts the users of a series process by process: the first process that ends would
-    delete the series, and the others would go on counting in freed memory of the server.
+    A model's process of Triton 2.51 that deletes one at its end crashes. Deleted earlier, a series
+    is gone for the other processes and versions too, which go on writing to it in freed memory.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(metric))
     return metric
