@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from vibematch.encoder import PhotoLike, read_photo
 from vibematch.errors import InputError, PhotoError
-from vibematch.preprocess import MAX_BYTES, decode
+from vibematch.photo_bytes import MAX_BYTES
+from vibematch.preprocess import decode
 
 if TYPE_CHECKING:
     from vibematch.engine import MatchingEngine

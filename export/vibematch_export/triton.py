@@ -49,6 +49,12 @@ LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("error", "warning", "info", "verbose"
 
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _STUB: Final = "triton_python_backend_stub"
+_FRUGAL_MALLOC: Final = {
+    # glibc raises its thresholds each time a large photo is freed, and then keeps the memory.
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_ARENA_MAX": "2",
+}
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where the Python backend keeps tensors
 _CLOSED_APIS: Final = "shared-memory,model-repository,trace,logging"
 _CONTAINER_HOME: Final = Path("/opt/tritonserver")
@@ -394,6 +400,7 @@ class _Installation:
         path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
         return {
             **os.environ,
+            **_FRUGAL_MALLOC,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             "PATH": os.pathsep.join(filter(None, path)),
         }

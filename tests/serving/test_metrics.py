@@ -36,15 +36,15 @@ MEGAPIXELS = "vibematch_photo_megapixels"
 # Writes down which process took a photo, and fails on one of them.
 SPY = f"""
 import os
-_preprocess = preprocess
+_open = open_photo
 
 
-def preprocess(photo, preprocessing):
+def open_photo(photo, max_bytes, max_pixels):
     with Path(__file__).with_name("processes").open("a") as file:
         print(os.getpid(), file=file)
     if photo == {OUR_FAULT!r}:
         raise RuntimeError("no fault of the photo")
-    return _preprocess(photo, preprocessing)
+    return _open(photo, max_bytes, max_pixels)
 """
 
 Samples = dict[str, float]

@@ -233,5 +233,6 @@ def test_documented_commands_work(
     np.testing.assert_allclose(vector, expected[0], atol=1e-6)
     (output,) = json.loads(as_json)["outputs"]
     np.testing.assert_allclose(output["data"], expected[0], atol=1e-6)
-    config = json.loads(questions)
+    config, start = json.JSONDecoder().raw_decode(questions.decode())
+    assert json.loads(questions[start:])["outputs"][0]["data"][0] == pytest.approx(1, abs=1e-5)
     assert Manifest.from_json(config["parameters"]["manifest"]["string_value"]).embedding_dim

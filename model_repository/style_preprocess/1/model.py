@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,8 @@ import triton_python_backend_utils as pb_utils
 
 from vibematch.errors import ManifestError, PhotoError, PhotoErrorCode
 from vibematch.manifest import Manifest
-from vibematch.preprocess import REVISION, _open, preprocess
+from vibematch.photo_bytes import open_photo
+from vibematch.preprocess import REVISION, fit
 
 OURS = "internal"
 """The reason of a failure that is no fault of the photo."""
@@ -48,12 +48,15 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         photos = pb_utils.get_input_tensor_by_name(request, "photo").as_numpy().ravel()
+        settings = self._preprocessing
         pixels: list[np.ndarray] = []
         for index, photo in enumerate(photos):
             which = f"photo {index}: " if len(photos) > 1 else ""
             start = time.perf_counter()
             try:
-                pixels.append(preprocess(photo, self._preprocessing))
+                opened = open_photo(photo, settings.max_bytes, settings.max_pixels)
+                megapixels = opened.image.width * opened.image.height / 1e6
+                pixels.append(fit(opened, settings))
             except PhotoError as error:
                 self._metrics.failed(error.code, time.perf_counter() - start)
                 return _failure(f"{which}{error}", pb_utils.TritonError.INVALID_ARG)
@@ -61,7 +64,7 @@ class TritonPythonModel:
                 self._metrics.failed(OURS, time.perf_counter() - start)
                 reason = f"{which}preprocessing failed ({error!r})"
                 return _failure(reason, pb_utils.TritonError.INTERNAL)
-            self._metrics.decoded(photo, time.perf_counter() - start)
+            self._metrics.decoded(megapixels, time.perf_counter() - start)
         fingerprints = np.full((len(photos), 1), self._fingerprint, np.object_)
         return pb_utils.InferenceResponse(
             [
@@ -113,11 +116,10 @@ class _Metrics:
             self._seconds.observe(seconds)
             self._failures[reason].increment(1)
 
-    def decoded(self, photo: bytes, seconds: float) -> None:
+    def decoded(self, megapixels: float, seconds: float) -> None:
         with suppress(Exception):
             self._seconds.observe(seconds)
-            width, height = _open(photo, len(photo), sys.maxsize).image.size
-            self._megapixels.observe(width * height / 1e6)
+            self._megapixels.observe(megapixels)
 
 
 def _kept(metric: Any) -> Any:
