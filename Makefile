@@ -4,8 +4,10 @@ PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
 OPTIMUM := build/optimum-venv
+KSERVE := build/kserve-venv
+AUDIT := build/audit-venv
 
-.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum configs check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum test-kserve audit configs check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -36,9 +38,15 @@ test-deploy: $(STAMP)  ## Deployment files, and the image's install script; need
 test-optimum: $(STAMP) $(OPTIMUM)/.installed  ## Exported models in optimum, in an environment of its own
 	OPTIMUM_PYTHON=$(abspath $(OPTIMUM))/bin/python $(BIN)/python -m pytest -m slow tests/export/test_ecosystem.py
 
-$(OPTIMUM)/.installed: tests/optimum/requirements.txt
-	$(PYTHON) -m venv --clear $(OPTIMUM)
-	$(OPTIMUM)/bin/python -m pip install --disable-pip-version-check -q -r $<
+test-kserve: $(STAMP) $(KSERVE)/.installed  ## KServe's own client against our server, in an environment of its own
+	KSERVE_PYTHON=$(abspath $(KSERVE))/bin/python $(BIN)/python -m pytest -m slow tests/serving/test_other_clients.py
+
+audit: $(AUDIT)/.installed  ## Known vulnerabilities of the pinned packages
+	$(AUDIT)/bin/python tests/audit/audit.py constraints.txt
+
+build/%-venv/.installed: tests/%/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -q -r $<
 	@touch $@
 
 configs: $(STAMP)  ## Rewrite the configurations committed in model_repository/

@@ -20,6 +20,7 @@ import vibematch
 from vibematch.errors import InputError, VibematchError
 
 if TYPE_CHECKING:  # at run time, each command imports what it needs
+    from vibematch.encoder import Encoder
     from vibematch.engine import MatchingEngine
     from vibematch.index import Match
     from vibematch.photos import Photo
@@ -68,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 failed (with one line on stderr), 130 interrupted. Misuse
         exits with status 2.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a failed handshake is our line to say
     try:
         status = _run(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
@@ -172,7 +174,7 @@ def _declare_add(commands: Commands) -> None:
         metavar="CSV",
         help="a table with a user_id column; its other columns become the users' attributes",
     )
-    _url_option(parser)
+    _server_options(parser)
     _json_option(parser)
     parser.set_defaults(run=_add)
 
@@ -201,7 +203,7 @@ def _declare_match(commands: Commands) -> None:
     parser.add_argument(
         "--gallery", type=Path, metavar="HTML", help="also write a page with the photos"
     )
-    _url_option(parser)
+    _server_options(parser)
     _json_option(parser)
     parser.set_defaults(run=_match)
 
@@ -224,7 +226,10 @@ def _declare_info(commands: Commands) -> None:
         help="describe an index or a server",
         description="Describe an index folder, or the model that a server offers.",
     )
-    parser.add_argument("target", metavar="INDEX|HOST:PORT")
+    parser.add_argument(
+        "target", metavar="INDEX|HOST:PORT", help="an index folder, or a server's gRPC endpoint"
+    )
+    _certificates_option(parser)
     _json_option(parser)
     parser.set_defaults(run=_info)
 
@@ -238,7 +243,7 @@ def _declare_encode(commands: Commands) -> None:
     )
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--out", type=Path, required=True, metavar="NPY")
-    _url_option(parser)
+    _server_options(parser)
     parser.set_defaults(run=_encode)
 
 
@@ -246,12 +251,22 @@ def _index_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index folder")
 
 
-def _url_option(parser: argparse.ArgumentParser) -> None:
+def _server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=DEFAULT_URL,
         metavar="HOST:PORT",
         help="the server's gRPC endpoint; default: %(default)s",
+    )
+    _certificates_option(parser)
+
+
+def _certificates_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root-certificates",
+        type=Path,
+        metavar="PEM",
+        help="the authority that signed the server's certificate; turns encryption (TLS) on",
     )
 
 
@@ -263,14 +278,13 @@ def _json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    from vibematch.encoder import Encoder
     from vibematch.engine import MatchingEngine
 
     photos = list(_photos(args.photos))
     if args.attributes is not None:
         photos = list(_with_attributes(photos, args.attributes))
     with (
-        Encoder(args.url, timeout_s=_PATIENCE_S) as encoder,
+        _encoder(args) as encoder,
         MatchingEngine.open(args.index, encoder=encoder) as engine,
         _progress() as on_progress,
     ):
@@ -296,12 +310,11 @@ def _add(args: argparse.Namespace) -> None:
 
 
 def _match(args: argparse.Namespace) -> None:
-    from vibematch.encoder import Encoder
     from vibematch.engine import MatchingEngine
 
     where = parse_where(args.where)
     photo = Path(args.query) if Path(args.query).is_file() else None
-    encoder = Encoder(args.url, timeout_s=_PATIENCE_S) if photo else None
+    encoder = _encoder(args) if photo else None
     with MatchingEngine.open(args.index, encoder=encoder, read_only=True) as engine:
         matches = engine.search(
             None if photo else args.query,
@@ -335,31 +348,57 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    if re.fullmatch(r"[^/]+:\d+", args.target) and not Path(args.target).exists():
+        _info_of_server(args)
+    else:
+        _info_of_index(args)
+
+
+def _info_of_server(args: argparse.Namespace) -> None:
     from vibematch.encoder import Encoder
+
+    with Encoder(args.target, root_certificates=args.root_certificates) as encoder:
+        info = encoder.info()
+    model = info.manifest
+    if args.json:
+        facts = dataclasses.asdict(info)
+        del facts["manifest"]
+        _print_json({"url": args.target, **facts, **json.loads(model.to_json())})
+        return
+    canvas = model.preprocessing
+    _print_facts(
+        {
+            "server": f"{info.server} at {args.target}",
+            "model": f"{info.model} version {info.version}; "
+            f"ready: {', '.join(map(str, info.versions_ready))}",
+            "fingerprint": model.fingerprint,
+            "precision": model.precision,
+            "backbone": model.backbone,
+            "photos": f"{canvas.width} x {canvas.height} pixels, fit {canvas.fit}",
+            "limits": f"{canvas.max_bytes:,} bytes and {canvas.max_pixels:,} pixels a photo, "
+            f"{info.max_batch_size} photos a request",
+            "vectors": f"{model.embedding_dim} numbers of unit length",
+            "inputs": ", ".join(map(str, info.inputs)),
+            "outputs": ", ".join(map(str, info.outputs)),
+        }
+    )
+
+
+def _info_of_index(args: argparse.Namespace) -> None:
     from vibematch.engine import MatchingEngine
 
-    facts: dict[str, Any]
-    if re.fullmatch(r"[^/]+:\d+", args.target) and not Path(args.target).exists():
-        with Encoder(args.target) as encoder:
-            facts = json.loads(encoder.manifest.to_json())
-    else:
-        with MatchingEngine.open(args.target, read_only=True) as engine:
-            facts = dataclasses.asdict(engine.info())
+    with MatchingEngine.open(args.target, read_only=True) as engine:
+        facts = dataclasses.asdict(engine.info())
     if args.json:
         _print_json(facts)
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        text = value if isinstance(value, str | int) else json.dumps(value, ensure_ascii=False)
-        print(f"{name:<{width}}  {text}")
+    else:
+        _print_facts(facts)
 
 
 def _encode(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from vibematch.encoder import Encoder
-
-    with Encoder(args.url, timeout_s=_PATIENCE_S) as encoder:
+    with _encoder(args) as encoder:
         vectors = encoder.encode(args.photos)
     try:
         with args.out.open("wb") as file:
@@ -370,6 +409,12 @@ def _encode(args: argparse.Namespace) -> None:
 
 
 # --- helpers of the commands
+
+
+def _encoder(args: argparse.Namespace) -> Encoder:
+    from vibematch.encoder import Encoder
+
+    return Encoder(args.url, timeout_s=_PATIENCE_S, root_certificates=args.root_certificates)
 
 
 def _photos(paths: Iterable[Path]) -> Iterator[Photo]:
@@ -468,6 +513,13 @@ def _shortened(text: str) -> str:
     """One line that leaves room for others; ``--json`` shows everything."""
     line = " ".join(text.split())
     return line if len(line) <= _CELL_WIDTH else f"{line[: _CELL_WIDTH - 1]}…"
+
+
+def _print_facts(facts: Mapping[str, Any]) -> None:
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = value if isinstance(value, str | int) else json.dumps(value, ensure_ascii=False)
+        print(f"{name:<{width}}  {text}")
 
 
 def _print_json(value: object) -> None:

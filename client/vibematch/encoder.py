@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
@@ -43,6 +45,13 @@ FINGERPRINT: Final = "fingerprint"
 MANIFEST_PARAMETER: Final = "manifest"
 NORM_TOLERANCE: Final = 1e-3
 
+_WAITS: Final = 3
+"""Of a photo's time, so much for each of the server's two queues, and for the work itself.
+
+A server that knows lets a photo go that it could not answer in time; the deadline alone does not
+take it out of a queue.
+"""
+
 # Encoding changes nothing on the server, so asking again is safe. gRPC does it, within the
 # deadline, where the server is restarting or its queue is full.
 _RETRIES: Final = {
@@ -66,6 +75,56 @@ _CHANNEL_OPTIONS: Final = [
     # a request above this size is never asked again; by default not even a phone's photo fits
     ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
 ]
+# What gRPC says where there is no connection; its status is UNAVAILABLE, whatever the cause.
+_NOT_CONNECTED: Final = re.compile("failed to connect|errors resolving")
+_NOT_TRUSTED: Final = re.compile("CERTIFICATE_VERIFY_FAILED: (?P<cause>[^:]+)")
+_OTHER_HOST: Final = "Hostname Verification Check failed"
+_OTHER_PROTOCOL: Final = re.compile(
+    "failed to connect.*([Hh]andshake|Socket closed|parsing HTTP/2)"  # and not: lost later
+)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a model.
+
+    Attributes:
+        name: what requests call it.
+        datatype: of its elements, as KServe v2 calls it: ``BYTES``, ``FP32``, …
+        shape: its dimensions; -1 is the number of photos.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.datatype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server serves, by its own account.
+
+    Attributes:
+        server: name and version of the server's software.
+        model: the model to ask.
+        version: the version that answers.
+        versions_ready: those that are loaded, side by side, oldest first.
+        max_batch_size: photos in a request, at most.
+        inputs: what a request holds.
+        outputs: what an answer holds.
+        manifest: the model that answers.
+    """
+
+    server: str
+    model: str
+    version: int
+    versions_ready: tuple[int, ...]
+    max_batch_size: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    manifest: Manifest
 
 
 class PhotoEncoder(Protocol):
@@ -180,18 +239,31 @@ class Encoder:
             ServerError: the server does not answer, or serves no vibematch model.
             ManifestError: its manifest cannot be used.
         """
-        from tritonclient.utils import InferenceServerException
+        return self._manifest_in(self._ask("get_model_config", MODEL).config)
 
-        try:
-            config = self._client.get_model_config(MODEL, client_timeout=self.timeout_s).config
-        except InferenceServerException as error:
-            raise self._translate(error) from error
-        text = config.parameters[MANIFEST_PARAMETER].string_value
-        if not text:
-            raise ServerError(
-                f"the model {MODEL!r} at {self.url} states no manifest; export it again"
-            )
-        return Manifest.from_json(text)
+    def info(self) -> ServerInfo:
+        """What the server serves, from metadata alone: no photo is encoded.
+
+        Raises:
+            ServerError: the server does not answer, or serves no vibematch model.
+            ManifestError: its manifest cannot be used.
+        """
+        config = self._ask("get_model_config", MODEL).config
+        manifest = self._manifest_in(config)
+        server = self._ask("get_server_metadata")
+        model = self._ask("get_model_metadata", MODEL)
+        step = config.ensemble_scheduling.step[-1]
+        ready = self._ask("get_model_metadata", step.model_name).versions
+        return ServerInfo(
+            server=f"{server.name} {server.version}",
+            model=model.name,
+            version=step.model_version,
+            versions_ready=tuple(sorted(map(int, ready))),
+            max_batch_size=config.max_batch_size,
+            inputs=_tensors(model.inputs),
+            outputs=_tensors(model.outputs),
+            manifest=manifest,
+        )
 
     def encode(self, photos: Iterable[PhotoLike]) -> Vector:
         """Encode photos, all or nothing.
@@ -276,6 +348,23 @@ class Encoder:
             channel_args=_CHANNEL_OPTIONS,
         )
 
+    def _ask(self, question: str, *arguments: str) -> Any:
+        """The answer to one of the questions that tritonclient can ask, e.g. a configuration."""
+        from tritonclient.utils import InferenceServerException
+
+        try:
+            return getattr(self._client, question)(*arguments, client_timeout=self.timeout_s)
+        except InferenceServerException as error:
+            raise self._translate(error) from error
+
+    def _manifest_in(self, config: Any) -> Manifest:
+        text = config.parameters[MANIFEST_PARAMETER].string_value
+        if not text:
+            raise ServerError(
+                f"the model {MODEL!r} at {self.url} states no manifest; export it again"
+            )
+        return Manifest.from_json(text)
+
     def _send(self, photo: PhotoLike, manifest: Manifest) -> Future[Vector]:
         from tritonclient.grpc import InferInput, InferRequestedOutput
 
@@ -293,6 +382,7 @@ class Encoder:
             partial(self._receive, answer, manifest),
             outputs=[InferRequestedOutput(OUTPUT), InferRequestedOutput(FINGERPRINT)],
             client_timeout=self.timeout_s,
+            timeout=int(self.timeout_s / _WAITS * 1e6),
         )
         return answer
 
@@ -326,7 +416,14 @@ class Encoder:
                     f"the server at {self.url} has no model {MODEL!r}: "
                     "point it at an exported model repository"
                 )
-            case "UNAVAILABLE" if "queue" in reason:
+            case "UNIMPLEMENTED":
+                return ServerError(
+                    f"no vibematch server is at {self.url}, but something else that speaks gRPC: "
+                    "start one with `vibematch serve`"
+                )
+            case "UNAVAILABLE" if _NOT_CONNECTED.match(reason):
+                return self._not_connected(reason)
+            case "UNAVAILABLE" if "queue" in reason or "timeout" in reason:
                 return ServerUnavailableError(
                     f"the server at {self.url} is overloaded: try again later, or send fewer "
                     "photos at once (max_in_flight)"
@@ -334,10 +431,34 @@ class Encoder:
             case "UNAVAILABLE" if "model" in reason:
                 return ServerUnavailableError(f"the server at {self.url} is not ready: {reason}")
             case "UNAVAILABLE":
-                return ServerUnavailableError(
-                    f"no vibematch server answers at {self.url}; start one with `vibematch serve`"
-                )
+                return self._not_connected(reason)
         return ServerError(f"the server at {self.url} failed ({status}): {reason}")
+
+    def _not_connected(self, reason: str) -> ServerError:
+        """What to do about it, as far as gRPC's words tell."""
+        if refused := _NOT_TRUSTED.search(reason):
+            return ServerError(
+                f"the certificate of the server at {self.url} is not trusted ({refused['cause']}): "
+                "it has to be valid today, and signed by an authority in root_certificates"
+            )
+        if _OTHER_HOST in reason:
+            return ServerError(
+                f"the certificate of the server at {self.url} is for another host: use one of the "
+                "names or addresses that it lists"
+            )
+        if _OTHER_PROTOCOL.search(reason):
+            how = (
+                "in TLS: leave root_certificates out if the server does not encrypt"
+                if self.root_certificates
+                else "in plain gRPC: give root_certificates if the server encrypts"
+            )
+            return ServerUnavailableError(
+                f"something answers at {self.url}, but not {how}, and check that this is its gRPC "
+                "port (8001 by default; 8000 is HTTP)"
+            )
+        return ServerUnavailableError(
+            f"no vibematch server answers at {self.url}; start one with `vibematch serve`"
+        )
 
 
 def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
@@ -345,6 +466,10 @@ def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
         return answer.result()
     except VibematchError as error:
         return error
+
+
+def _tensors(stated: Iterable[Any]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in stated)
 
 
 def _require_certificates(path: Path) -> None:

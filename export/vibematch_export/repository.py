@@ -50,8 +50,11 @@ MAX_BATCH_SIZE: Final = 8
 """Photos in a request, at most."""
 MAX_QUEUE_SIZE: Final = 64
 """Requests that may wait at each step; the next one is answered UNAVAILABLE at once."""
-MAX_QUEUE_DELAY_MICROSECONDS: Final = 2_000
-"""How long a request waits for company: little beside the milliseconds a photo takes."""
+MAX_WAIT_S: Final = 120
+"""Seconds a request may wait at each step before it is answered UNAVAILABLE, uncomputed.
+
+Requests that state how long they would wait (KServe's parameter ``timeout``) are held to that.
+"""
 VERSIONS_SIDE_BY_SIDE: Final = 2
 """Those that stay loaded: the one that answers and the one before, or the one to come."""
 
@@ -430,9 +433,18 @@ def _on_cpu(count: int) -> pb.ModelInstanceGroup:
 
 
 def _batching() -> pb.ModelDynamicBatching:
+    """Take what waits, at once: while a batch is computed, the next one gathers by itself.
+
+    A queue delay would add to every answer, and makes throughput decay where requests time out
+    (before Triton 26.08).
+    """
     return pb.ModelDynamicBatching(
-        max_queue_delay_microseconds=MAX_QUEUE_DELAY_MICROSECONDS,
-        default_queue_policy=pb.ModelQueuePolicy(max_queue_size=MAX_QUEUE_SIZE),
+        default_queue_policy=pb.ModelQueuePolicy(
+            max_queue_size=MAX_QUEUE_SIZE,
+            default_timeout_microseconds=MAX_WAIT_S * 1_000_000,
+            timeout_action=pb.ModelQueuePolicy.REJECT,
+            allow_timeout_override=True,
+        )
     )
 
 

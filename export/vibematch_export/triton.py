@@ -16,6 +16,7 @@ import re
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import sysconfig
@@ -180,8 +181,8 @@ class TritonServer:
         """
         installation = _Installation.find()
         _check_repository(self._repository, self._profile, installation)
-        for path in self._tls or ():
-            _require_pem(path)
+        if self._tls:
+            _require_pair(*self._tls)
         self._ports = _free_ports(self._host, self._ports)
         try:
             log, self._process = self._launch(installation)
@@ -465,6 +466,19 @@ def _check_repository(repository: Path, profile: str, installation: _Installatio
             f"the tritonserver here has no {needed.backend} backend, which the profile {profile} "
             "needs: use NVIDIA's container (docs/deployment.md), or --profile cpu"
         )
+
+
+def _require_pair(certificate: Path, key: Path) -> None:
+    """Notice what tritonserver would call a port in use."""
+    _require_pem(certificate)
+    _require_pem(key)
+    try:  # the empty password keeps OpenSSL from asking for one on the terminal
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        raise InputError(
+            f"{key} is not the private key, without a password, of the certificate {certificate} "
+            f"({error.reason or 'damaged'}): docs/security.md shows how to make both"
+        ) from error
 
 
 def _require_pem(path: Path) -> None:

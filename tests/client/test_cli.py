@@ -5,15 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import vibematch.cli
 from vibematch.cli import main, parse_where
+from vibematch.encoder import ServerInfo, Tensor
 from vibematch.engine import MatchingEngine
 from vibematch.errors import InputError
 from vibematch.manifest import Manifest
@@ -36,8 +42,23 @@ def stub_server(monkeypatch: pytest.MonkeyPatch, encoder: Any) -> Any:
     """The stub encoder in place of a server, for commands that send photos."""
 
     class Stub:
-        def __init__(self, url: str, *, timeout_s: float = 0) -> None:
+        def __init__(
+            self, url: str, *, timeout_s: float = 0, root_certificates: Path | None = None
+        ) -> None:
             self.manifest, self.encode_each = encoder.manifest, encoder.encode_each
+            encoder.root_certificates = root_certificates
+
+        def info(self) -> ServerInfo:
+            return ServerInfo(
+                server="triton 2.51.0",
+                model="style_encoder",
+                version=2,
+                versions_ready=(1, 2),
+                max_batch_size=8,
+                inputs=(Tensor("photo", "BYTES", (-1, 1)),),
+                outputs=(Tensor("embedding", "FP32", (-1, 8)),),
+                manifest=self.manifest,
+            )
 
         def encode(self, photos: Any) -> Any:
             return np.stack(list(encoder.encode_each(photos)))
@@ -269,10 +290,91 @@ def test_info(index: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str
 def test_info_of_a_server(
     stub_server: Any, manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    status, out, err = run(capsys, "info", "somewhere:8001")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "server       triton 2.51.0 at somewhere:8001",
+        "model        style_encoder version 2; ready: 1, 2",
+        f"fingerprint  {manifest.fingerprint}",
+        "precision    fp32",
+        "backbone     tiny",
+        "photos       96 x 64 pixels, fit cover",
+        "limits       100,000 bytes and 64,000,000 pixels a photo, 8 photos a request",
+        "vectors      8 numbers of unit length",
+        "inputs       photo BYTES [-1, 1]",
+        "outputs      embedding FP32 [-1, 8]",
+    ]
+
+
+def test_info_of_a_server_as_json(
+    stub_server: Any, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, out, _ = run(capsys, "info", "somewhere:8001", "--json")
-    assert json.loads(out)["fingerprint"] == manifest.fingerprint
-    _, out, _ = run(capsys, "info", "somewhere:8001")
-    assert "backbone                tiny" in out.splitlines()
+    facts = json.loads(out)
+    assert facts.items() >= json.loads(manifest.to_json()).items()
+    assert (facts["url"], facts["server"]) == ("somewhere:8001", "triton 2.51.0")
+    assert (facts["version"], facts["versions_ready"], facts["max_batch_size"]) == (2, [1, 2], 8)
+    assert facts["inputs"] == [{"name": "photo", "datatype": "BYTES", "shape": [-1, 1]}]
+
+
+@pytest.fixture
+def grpc_server() -> Iterator[str]:
+    """Speaks gRPC, and knows no models."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_info_of_something_else_that_speaks_grpc(
+    grpc_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "info", grpc_server)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"vibematch: error: no vibematch server is at {grpc_server}, but some")
+
+
+def test_info_of_a_web_server_asks_for_the_grpc_port(
+    web_server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, "info", web_server)
+    assert (status, out) == (1, "")
+    assert f"something answers at {web_server}, but not in plain gRPC" in err
+    assert "check that this is its gRPC port (8001 by default; 8000 is HTTP)" in err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["info", "somewhere:8001"],
+        ["add", "INDEX", "PHOTO"],
+        ["match", "INDEX", "PHOTO"],
+        ["encode", "PHOTO", "--out", "OUT"],
+    ],
+)
+def test_whatever_asks_a_server_can_encrypt(
+    argv: list[str],
+    stub_server: Any,
+    index: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = {"INDEX": index, "PHOTO": tmp_path / "anna_0.jpg", "OUT": tmp_path / "out.npy"}
+    paths["PHOTO"].write_bytes(b"one")
+    arguments = [paths.get(part, part) for part in argv]
+    assert run(capsys, *arguments, "--root-certificates", "ca.pem")[0] == 0
+    assert stub_server.root_certificates == Path("ca.pem")
+    assert run(capsys, *arguments)[0] == 0
+    assert stub_server.root_certificates is None
 
 
 def test_encode(stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,6 +398,7 @@ def test_encode(stub_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
         ["match", "/no/such/index", "anna"],
         ["info", "/no/such/index"],
         ["info", "127.0.0.1:1"],
+        ["info", "127.0.0.1:1", "--root-certificates", "/no/such.pem"],
         ["add", "INDEX", "/no/such.jpg", "--url", "127.0.0.1:1"],
         ["add", "INDEX", "/no/such.jpg", "--url", "http://127.0.0.1:1"],
         ["encode", "/no/such.jpg", "--out", "/no/such/folder/x.npy", "--url", "127.0.0.1:1"],

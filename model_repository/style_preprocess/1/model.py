@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the manifest in this version's folder: canvas, caps, and the model's fingerprint."""
+        # Under overload, photos decoded faster than the model takes them are decoded in vain.
+        os.nice(10)
         try:
             manifest = Manifest.load(Path(args["model_repository"], args["model_version"]))
         except ManifestError as error:
