@@ -59,6 +59,8 @@ _FRUGAL_MALLOC: Final = {
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where the Python backend keeps tensors
 _CLOSED_APIS: Final = "shared-memory,model-repository,trace,logging"
 _CONTAINER_HOME: Final = Path("/opt/tritonserver")
+_LAST_WORDS_S: Final = 1
+"""For the last answers to leave, once all photos have one."""
 _POLL_INTERVAL_S: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _PR_SET_PDEATHSIG: Final = 1
@@ -131,6 +133,7 @@ class TritonServer:
         self._admin_key = admin_key or secrets.token_hex(16)
         self._start_timeout_s = start_timeout_s
         self._is_up = False
+        self._is_drained = False
         self._cleanup = ExitStack()
 
     @property
@@ -243,23 +246,40 @@ class TritonServer:
         try:
             if self._is_up:
                 self._is_up = False
-                self._drain()
+                self._is_drained = self._drain()
         finally:
             self._cleanup.close()
 
-    def _drain(self) -> None:
-        """Take no more photos, and wait for those that were taken.
+    def _drain(self) -> bool:
+        """Take no more photos, and wait for those that were taken; whether all are answered.
 
         A stopping Triton lets no request pass to the next step of an ensemble. So the ensemble is
         unloaded first, while the steps it needs are still there.
         """
         deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        with suppress(ServerError):  # whatever it is: the server is about to be ended anyway
+        try:
             self.control.unload(ENCODER)
             while "UNLOADING" in self.control.states(ENCODER).values():
                 if time.monotonic() > deadline:
-                    return
+                    return False
                 time.sleep(_POLL_INTERVAL_S)
+        except ServerError:  # whatever it is: the server is about to be ended anyway
+            return False
+        return True
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        # Once drained, Triton only takes seconds to unload models, or sends the last traces.
+        is_done = self._is_drained and not self._otlp_url
+        try:
+            process.terminate()
+            process.wait(_LAST_WORDS_S if is_done else DRAIN_TIMEOUT_S + 5)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # The session takes the Python backend's processes with it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def _launch(self, installation: _Installation) -> tuple[Path, subprocess.Popen[bytes]]:
         """Start the process; whatever it needs or leaves is registered for :meth:`stop`."""
@@ -276,7 +296,7 @@ class TritonServer:
         process = _spawn(
             [str(installation.binary), *self._flags(workshop, backends)], installation, log
         )
-        self._cleanup.callback(_end, process)
+        self._cleanup.callback(self._end, process)
         return log_path, process
 
     def _flags(self, workshop: Path, backends: Path) -> list[str]:
@@ -325,7 +345,11 @@ class TritonServer:
 
     def _wait_until_ready(self, log: Path) -> None:
         deadline = time.monotonic() + self._start_timeout_s
-        while not _is_ok(self._http_host, self._ports["http"], "/v2/health/ready"):
+        # Triton opens the metrics port last.
+        while not (
+            _is_ok(self._http_host, self._ports["http"], "/v2/health/ready")
+            and _is_ok(self._host, self._ports["metrics"], "/metrics")
+        ):
             status = self._process.poll()
             if status is not None:
                 raise ServerError(f"tritonserver did not start: {_reason(log, status)}")
@@ -560,19 +584,6 @@ def _reason(log: Path, status: int) -> str:
             return f"{failure['model']} failed to load: {failure['reason']}"
     last_words = next((line for line in reversed(lines) if line.strip()), "(none)")
     return f"it ended with status {status}; its last words: {last_words}"
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.terminate()
-        process.wait(DRAIN_TIMEOUT_S + 5)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        # The session takes the Python backend's processes with it.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _remove_shared_memory(prefix: str) -> None:

@@ -66,6 +66,9 @@ def test_dead_process_gives_clear_errors_until_its_model_is_loaded_anew(
         outcomes = asyncio.run(_work_while_one_dies(server, photos[0], stubs[0]))
         errors = [outcome for outcome in outcomes if outcome != "answered"]
         assert outcomes[0] == "answered"
+        if server.wait(0.1) is not None:  # seldom, 2.51 dies with it; `vibematch serve` then ends
+            assert any("connection" in error for error in errors)
+            return
         clear = re.compile(rf"(INTERNAL|500): .*Stub process '{model}_0_\d' is not healthy\.")
         assert errors and all(map(clear.search, errors))  # none late, none hanging
         assert {error.split(":")[0] for error in errors} == {"INTERNAL", "500"}
