@@ -76,7 +76,7 @@ def _post(server: TritonServer, photos: list[bytes]) -> Vectors:
         "datatype": "BYTES",
         "parameters": {"binary_data_size": len(body)},
     }
-    header = json.dumps({"inputs": [entry]}).encode()
+    header = json.dumps({"inputs": [entry], "outputs": [{"name": "embedding"}]}).encode()
     request = urllib.request.Request(
         f"http://{server.http_url}/v2/models/style_encoder/infer",
         header + body,

@@ -53,6 +53,7 @@ async def _work_while_one_dies(server: TritonServer, photo: bytes, victim: int) 
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["style_preprocess", "style_embed"])
 def test_dead_process_gives_clear_errors_until_its_model_is_loaded_anew(
     model: str, repository: Path, photos: list[bytes]

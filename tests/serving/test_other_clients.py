@@ -213,6 +213,7 @@ def test_info_tells_what_is_served(
     assert facts["max_batch_size"] == max_batch_size
 
 
+@pytest.mark.slow
 def test_info_tells_versions_side_by_side(
     repository: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,6 +146,7 @@ def test_photos_that_waited_too_long_are_never_computed(
     short_wait.assert_healthy(photos[0])
 
 
+@pytest.mark.slow
 def test_a_server_asked_four_times_too_much_keeps_deadlines_and_recovers(
     short_wait: SlowServer, photos: list[bytes]
 ) -> None:

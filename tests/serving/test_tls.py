@@ -169,6 +169,7 @@ def test_a_certificate_needs_its_key(made: Path, repository: Path) -> None:
     assert serve.stderr == "vibematch: error: --tls-cert and --tls-key go together\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_encrypts(
     made: Path, repository: Path, photos: list[bytes], tmp_path: Path
 ) -> None:

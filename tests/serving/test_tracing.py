@@ -117,6 +117,7 @@ def test_a_trace_that_the_caller_began_goes_on(
     assert request["name"] == "InferRequest"
 
 
+@pytest.mark.slow
 def test_no_photo_is_lost_without_a_collector(repository: Path, photos: list[bytes]) -> None:
     with TritonServer(repository, otlp_url="http://127.0.0.1:9/v1/traces") as server:
         for photo in photos:
