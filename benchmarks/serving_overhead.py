@@ -83,6 +83,7 @@ def _session(model: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     kernels.register(options)
     return onnxruntime.InferenceSession(
         model / "model.onnx", options, providers=["CPUExecutionProvider"]

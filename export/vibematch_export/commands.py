@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -100,8 +101,9 @@ def _run_export(args: argparse.Namespace) -> None:
     precisions = list(dict.fromkeys(args.precision or ["bf16" if for_tensorrt else "fp32"]))
     if for_tensorrt and not set(_COMPILED).issuperset(precisions):
         raise InputError(_NOT_COMPILED)
-    server = _running_server(args.repository) if args.publish else None
-    if server is None:
+    if args.publish:
+        _running_server(args.repository)
+    else:
         require_replaceable(args.repository)
         require_nobody_serves(args.repository)
     size = parse_size(args.size) if args.size else None
@@ -114,10 +116,11 @@ def _run_export(args: argparse.Namespace) -> None:
     # The first one, or none: a server must not turn to another precision's vectors by itself.
     if exports[0].problem:
         pass
-    elif server is None:
-        _write_repository(args.repository, exports[0].model)
+    elif args.publish:  # asked again: hours may have passed
+        _publish(exports[0].model, args.repository, _running_server(args.repository))
     else:
-        _publish(exports[0].model, args.repository, server)
+        require_nobody_serves(args.repository)
+        _write_repository(args.repository, exports[0].model)
     if refused := [made.manifest.precision for made in exports if made.problem]:
         raise ParityError(f"not published: {', '.join(refused)}; the reasons are above")
 
@@ -249,15 +252,13 @@ def _run_serve(args: argparse.Namespace) -> int:
     import os
 
     from vibematch.errors import InputError
-    from vibematch_export.serve import LOG_TO_STDOUT, ServerEndedError, default_log, serve
+    from vibematch_export.serve import ServerEndedError, default_log, serve
     from vibematch_export.triton import TritonServer
 
     if (args.tls_cert is None) != (args.tls_key is None):
         raise InputError("--tls-cert and --tls-key go together")
     repository = args.repository.resolve()
     log_path = Path(args.log) if args.log else default_log(repository)
-    if args.log == "-":
-        log_path = LOG_TO_STDOUT
     server = TritonServer(
         repository,
         profile=args.profile,
@@ -310,7 +311,7 @@ def _run_publish(args: argparse.Namespace) -> None:
 
     server = _server_at(args.url, args.profile) if args.url else _running_server(args.repository)
     if args.rollback:
-        _print_published(roll_back(args.repository, server))
+        _print_published(roll_back(args.repository, server), args.repository)
     else:
         _publish(args.model, args.repository, server)
 
@@ -319,15 +320,15 @@ def _publish(model: Path, repository: Path, server: Control) -> None:
     from vibematch_export.publish import publish
 
     print(f"loading {model} beside the model that answers …", flush=True)
-    _print_published(publish(model, repository, server))
+    _print_published(publish(model, repository, server), repository)
 
 
-def _print_published(done: Published) -> None:
+def _print_published(done: Published, repository: Path) -> None:
     print(
         f"version {done.version} answers now (fingerprint {done.manifest.fingerprint[:12]}, "
         f"{done.manifest.precision}, canary cosine {done.cosine:.6f}); version {done.previous} "
         "stays loaded\n"
-        "back:       vibematch publish --rollback"
+        f"back: vibematch publish --rollback --repository {repository}"
     )
 
 
@@ -336,7 +337,12 @@ def _server_at(url: str, profile: str) -> Control:
 
     from vibematch.errors import InputError
     from vibematch_export.control import Control
+    from vibematch_export.repository import PROFILES
 
+    if not re.fullmatch(r"[^/:]+:\d+", url):
+        raise InputError(f"the server's address must be HOST:PORT (its HTTP port), got {url!r}")
+    if profile not in PROFILES:
+        raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     if not (key := os.environ.get(_ADMIN_KEY)):
         raise InputError(f"--url needs the key that the server was started with in ${_ADMIN_KEY}")
     return Control(url, key, profile)

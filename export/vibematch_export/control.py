@@ -68,6 +68,17 @@ class Control:
             if model["name"] == name and model.get("version")
         }
 
+    def answering(self, name: str) -> int:
+        """The version of a model that answers.
+
+        Raises:
+            ServerError: none does, or the server refused.
+        """
+        ready = [version for version, state in self.states(name).items() if state == "READY"]
+        if not ready:
+            raise ServerUnavailableError(f"{name} is not ready")
+        return max(ready)
+
     def infer(
         self, name: str, version: int, request: dict[str, Any], timeout_s: float
     ) -> dict[str, Any]:
@@ -122,7 +133,10 @@ def announced(repository: Path, control: Control) -> Iterator[bool]:
         yield False
         return
     with os.fdopen(descriptor, "r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another server was started on {repository} just now") from error
         os.fchmod(file.fileno(), 0o600)  # the file of a server that was killed may be there
         file.truncate()
         json.dump(asdict(control), file)

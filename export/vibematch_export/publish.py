@@ -20,18 +20,22 @@ from vibematch_export.canary import MIN_COSINE
 from vibematch_export.control import Control
 from vibematch_export.repository import (
     CANARY,
-    EMBED,
     ENCODER,
+    PLAN,
     PREPROCESS,
     PROFILES,
     STEPS,
     add_version,
+    bring_back,
+    drop_what_was_set_aside,
+    find_plan,
     load_servable,
     next_version,
     point_to,
     read_manifest,
     read_version,
     remove_version,
+    set_aside,
     versions,
 )
 from vibematch_training.files import FolderLock
@@ -86,20 +90,18 @@ def publish(model: Path, repository: Path, server: Control) -> Published:
     """
     manifest = load_servable(model)
     _require_fitting(manifest, model, read_manifest(repository), server.profile)
-    with FolderLock(repository):
+    with FolderLock(repository, waiting="waiting for another `vibematch publish` …"):
         previous, version = read_version(repository), next_version(repository)
-        for number in versions(repository):
-            if number != previous:  # two stay loaded: the one that answers, and the new one
-                remove_version(repository, number)
+        server.states(ENCODER)  # nothing is touched for a server that is not there
         with _undone_on_failure(repository, server, version):
+            # Two stay loaded: the one that answers, and the new one.
+            for number in versions(repository):
+                if number != previous:
+                    set_aside(repository, number)
             add_version(repository, model, version)
-            if not (repository / EMBED / str(version) / PROFILES[server.profile].weights).exists():
-                raise InputError(
-                    f"{model} has no TensorRT plan, which the server's profile needs: make it with "
-                    f"`vibematch export {model} --runtime tensorrt` on the GPU that serves it"
-                )
             cosine = _load(server, version)
             _switch(repository, server, version, manifest)
+        drop_what_was_set_aside(repository)
     return Published(version, manifest, previous, cosine)
 
 
@@ -111,7 +113,9 @@ def roll_back(repository: Path, server: Control) -> Published:
         PublishError: it is not the model that was proven, or could not be switched to.
         ServerError: the server does not answer.
     """
-    with FolderLock(repository):
+    if not repository.is_dir():
+        raise InputError(f"{repository} is no model repository")
+    with FolderLock(repository, waiting="waiting for another `vibematch publish` …"):
         current = read_version(repository)
         earlier = [number for number in versions(repository) if number != current]
         if not earlier:
@@ -152,6 +156,11 @@ def _require_fitting(manifest: Manifest, model: Path, served: Manifest, profile:
         raise InputError(
             f"{model} is {manifest.precision}, which the server's profile {profile} cannot run; "
             f"it runs {', '.join(PROFILES[profile].precisions)}"
+        )
+    if PROFILES[profile].weights == PLAN and find_plan(model) is None:
+        raise InputError(
+            f"{model} has no TensorRT plan, which the server's profile needs: make it with "
+            f"`vibematch export {model} --runtime tensorrt` on the GPU that serves it"
         )
 
 
@@ -197,6 +206,7 @@ def _undone_on_failure(repository: Path, server: Control, version: int) -> Itera
         yield
     except BaseException:
         remove_version(repository, version)
+        bring_back(repository)
         for name in STEPS:
             with contextlib.suppress(ServerError):  # what failed is said already
                 server.load(name)

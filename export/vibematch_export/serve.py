@@ -6,11 +6,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from vibematch.errors import InputError, ServerError
+from vibematch.errors import ServerError
 from vibematch_export.canary import MIN_COSINE
 from vibematch_export.control import announced, require_nobody_serves
 from vibematch_export.publish import ask_canary
@@ -22,7 +22,6 @@ from vibematch_export.repository import (
     read_version,
 )
 from vibematch_export.triton import DRAIN_TIMEOUT_S, TritonServer
-from vibematch_training.files import FolderLock
 
 CANARY_INTERVAL_S: Final = 300
 """Seldom enough to cost under one percent where a photo takes two seconds."""
@@ -30,8 +29,6 @@ CANARY_INTERVAL_S: Final = 300
 _LIFE_CHECK_INTERVAL_S: Final = 2
 _LIFE_CHECKS: Final = 6
 """So many in a row without an answer, and the server is given up: half a minute or more."""
-
-LOG_TO_STDOUT: Final = Path("/dev/stdout")
 
 
 class ServerEndedError(ServerError):
@@ -58,10 +55,9 @@ def serve(repository: Path, server: TritonServer, log_path: Path) -> None:
     with _both_signals_interrupt():
         try:
             print(f"starting tritonserver on {repository} …", flush=True)
-            with server, ExitStack() as stack:
-                can_publish = stack.enter_context(announced(repository, server.control))
+            with server, announced(repository, server.control) as can_publish:
                 report = _report(repository, server, log_path, can_publish)
-                _watch(repository, server, report, log_path)
+                _watch(server, report, log_path)
         except KeyboardInterrupt:  # during start-up, or again while stopping
             pass
     print("stopped", flush=True)
@@ -72,7 +68,7 @@ def default_log(repository: Path) -> Path:
     return repository.with_name(f"{repository.name}.log")
 
 
-def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) -> None:
+def _watch(server: TritonServer, report: str, log_path: Path) -> None:
     """Say that it is ready, and block until a signal comes.
 
     Meanwhile see that it answers, replace processes that died, and ask the canary.
@@ -81,6 +77,7 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
         ServerEndedError: the server ended by itself, or stopped answering.
     """
     silent, next_check_s = 0, time.monotonic() + CANARY_INTERVAL_S
+    reviver = _Reviver(server)
     try:
         print(report, flush=True)
         while (status := server.wait(_LIFE_CHECK_INTERVAL_S)) is None:
@@ -88,9 +85,9 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
             if silent == _LIFE_CHECKS:
                 server.kill()
                 raise ServerEndedError(f"tritonserver stopped answering: see {log_path}")
-            _revive(repository, server)
+            reviver.look()
             if time.monotonic() >= next_check_s:
-                _check(repository, server)
+                _check(server)
                 next_check_s = time.monotonic() + CANARY_INTERVAL_S
     except KeyboardInterrupt:
         print(f"stopping… (photos that were taken have {DRAIN_TIMEOUT_S} s)", flush=True)
@@ -98,23 +95,37 @@ def _watch(repository: Path, server: TritonServer, report: str, log_path: Path) 
         raise ServerEndedError(f"tritonserver ended by itself with status {status}: see {log_path}")
 
 
-def _revive(repository: Path, server: TritonServer) -> None:
-    """Replace model processes that died: by a crash, or killed for memory."""
-    try:
-        with FolderLock(repository):  # not while `vibematch publish` loads and unloads there
-            for name in server.crippled_models():
+class _Reviver:
+    """Replaces model processes that died: by a crash, or killed for memory."""
+
+    def __init__(self, server: TritonServer) -> None:
+        self._server = server
+        self._pause_s: float = _LIFE_CHECK_INTERVAL_S
+        self._not_before_s = 0.0
+
+    def look(self) -> None:
+        """Load models anew that lost a process; if it does not help, wait longer each time."""
+        if time.monotonic() < self._not_before_s:
+            return
+        lost: list[str] = []
+        try:
+            lost = self._server.lost_processes()
+            for name in lost:
                 _warn(f"a process of {name} died: loading the model anew")
-                server.revive(name)
-    except InputError:
-        return
-    except ServerError as error:
-        _warn(f"it did not load: {error}")
+                self._server.revive(name)
+        except ServerError as error:
+            _warn(f"the server's models cannot be looked after: {error}")
+        self._pause_s = (
+            min(2 * self._pause_s, CANARY_INTERVAL_S) if lost else _LIFE_CHECK_INTERVAL_S
+        )
+        self._not_before_s = time.monotonic() + (self._pause_s if lost else 0)
 
 
-def _check(repository: Path, server: TritonServer) -> None:
+def _check(server: TritonServer) -> None:
     """Set the canary's metric, and warn where no alert reads it."""
     try:
-        cosine = ask_canary(server.control, read_version(repository))
+        # By its own account: what lies on the disk may be the next release already.
+        cosine = ask_canary(server.control, server.control.answering(ENCODER))
     except ServerError as error:  # busy, say: metrics tell more about it than this process can
         _warn(f"the canary photo could not be encoded: {error}")
         return
@@ -151,6 +162,7 @@ def _report(repository: Path, server: TritonServer, log_path: Path, can_publish:
         if can_publish
         else f"not from here: {repository.parent} cannot be written"
     )
+    tls = " --root-certificates PEM" if server.is_encrypted else ""
     return f"""\
 ready
   model     {ENCODER} version {read_version(repository)}, fingerprint {manifest.fingerprint[:12]}, \
@@ -164,5 +176,5 @@ numbers of unit length
   metrics   http://{server.metrics_url}/metrics
   log       {log_path}
   update    {publish}
-try       vibematch encode PHOTO --url {server.grpc_url} --out vectors.npy
+try       vibematch info {server.grpc_url}{tls}
 Ctrl-C stops the server."""

@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -32,12 +33,11 @@ from typing import IO, Final, Literal, Self
 from vibematch.errors import InputError, ServerError, ServerTimeoutError
 from vibematch_export.control import KEY_HEADER, Control
 from vibematch_export.repository import (
-    CANARY,
     CPU,
     EMBED,
     ENCODER,
-    PREPROCESS,
     PROFILES,
+    STEPS,
     read_manifest,
     read_version,
 )
@@ -47,6 +47,8 @@ DRAIN_TIMEOUT_S: Final = 30
 
 LogLevel = Literal["error", "warning", "info", "verbose"]
 LOG_LEVELS: Final[tuple[LogLevel, ...]] = ("error", "warning", "info", "verbose")
+
+STDOUT: Final = Path("-")
 
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
 _STUB: Final = "triton_python_backend_stub"
@@ -89,7 +91,7 @@ class TritonServer:
             encrypt, then stays on this machine's loopback address.
         otlp_url: where to post OpenTelemetry traces, e.g. ``http://127.0.0.1:4318/v1/traces``.
         log_path: file for Triton's log; without one the log goes when the server stops.
-            ``/dev/stdout`` works, but then a failed start cannot quote it.
+            With :data:`STDOUT` it goes where this process writes to.
         log_level: the least important lines to log.
         admin_key: what opens the interface that loads models; by default nobody knows it but
             :attr:`control`.
@@ -186,11 +188,13 @@ class TritonServer:
         _check_repository(self._repository, self._profile, installation)
         if self._tls:
             _require_pair(*self._tls)
-        self._ports = _free_ports(self._host, self._ports)
+        hosts = {"http": self._http_host, "grpc": self._host, "metrics": self._host}
+        self._ports = _free_ports(hosts, self._ports)
         try:
             log, self._process = self._launch(installation)
             self._wait_until_ready(log)
             self._is_up = True
+            self._processes_at_first = self._processes_by_model()
         except BaseException:  # Ctrl-C too: whatever happens, nothing is left running
             self.stop()
             raise
@@ -206,22 +210,23 @@ class TritonServer:
         """Whether the server answers at all; 2.51 can hang in its own crash handler."""
         return _is_ok(self._http_host, self._ports["http"], "/v2/health/live")
 
-    def crippled_models(self) -> list[str]:
-        """The models of the answering version that have lost a process of theirs.
+    def lost_processes(self) -> list[str]:
+        """The models whose answering version has fewer processes than the server began with.
 
         Triton 2.51 does not replace a process of its Python backend that died, answers its share
         of the requests with errors, and goes on saying that it is ready.
+
+        Raises:
+            ServerError: no version answers, or the server does not say.
         """
-        profile, version = PROFILES[self._profile], read_version(self._repository)
-        needed = {PREPROCESS: profile.preprocess_processes, CANARY: 1}
-        if profile.backend == "python":
-            needed[EMBED] = 1
-        commands = _commands_of_children(self._process.pid)
-        return [
-            name
-            for name, count in needed.items()
-            if sum(f"/{name}/{version}/".encode() in command for command in commands) < count
-        ]
+        now = self._processes_by_model()
+        return [name for name, count in self._processes_at_first.items() if now[name] < count]
+
+    def _processes_by_model(self) -> Counter[str]:
+        # By the server's account: what lies on the disk may be the next release already.
+        version = self.control.answering(ENCODER)
+        commands = b"\n".join(_commands_of_children(self._process.pid))
+        return Counter({name: commands.count(f"/{name}/{version}/".encode()) for name in STEPS})
 
     def revive(self, name: str) -> None:
         """Replace the processes of one model; photos are refused for the moment it takes.
@@ -243,6 +248,7 @@ class TritonServer:
         Photos that were taken still get their vectors, for :data:`DRAIN_TIMEOUT_S`. New ones are
         answered that the model has no available versions, and then nobody answers.
         """
+        self._stop_by_s = time.monotonic() + DRAIN_TIMEOUT_S
         try:
             if self._is_up:
                 self._is_up = False
@@ -256,7 +262,7 @@ class TritonServer:
         A stopping Triton lets no request pass to the next step of an ensemble. So the ensemble is
         unloaded first, while the steps it needs are still there.
         """
-        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        deadline = self._stop_by_s
         try:
             self.control.unload(ENCODER)
             while "UNLOADING" in self.control.states(ENCODER).values():
@@ -272,7 +278,8 @@ class TritonServer:
         is_done = self._is_drained and not self._otlp_url
         try:
             process.terminate()
-            process.wait(_LAST_WORDS_S if is_done else DRAIN_TIMEOUT_S + 5)
+            left_s = max(self._stop_by_s - time.monotonic(), 0)
+            process.wait(_LAST_WORDS_S if is_done else left_s + _LAST_WORDS_S)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -290,7 +297,7 @@ class TritonServer:
         self._cleanup.callback(_remove_shared_memory, workshop.name)
         log_path = self._log_path or workshop / "triton.log"
         try:
-            log = self._cleanup.enter_context(log_path.open("wb"))
+            log = None if log_path == STDOUT else self._cleanup.enter_context(log_path.open("wb"))
         except OSError as error:
             raise InputError(f"the log {log_path} cannot be written ({error.strerror})") from error
         process = _spawn(
@@ -514,7 +521,7 @@ def _require_pem(path: Path) -> None:
         raise InputError(f"{path} is no PEM file: docs/security.md shows how to make one")
 
 
-def _free_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
+def _free_ports(hosts: Mapping[str, str], wanted: Mapping[str, int]) -> dict[str, int]:
     """``wanted`` with a free port for each 0; all are held until all are known."""
     ports = {}
     with ExitStack() as held:
@@ -522,12 +529,12 @@ def _free_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
             listener = held.enter_context(socket.socket())
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                listener.bind((host, port))
+                listener.bind((hosts[name], port))
                 listener.listen()
             except (OSError, OverflowError) as error:  # OverflowError: above 65535
                 reason = getattr(error, "strerror", error)
                 raise InputError(
-                    f"{host}:{port} cannot be used for {name} ({reason}): choose another "
+                    f"{hosts[name]}:{port} cannot be used for {name} ({reason}): choose another "
                     f"with --{name}-port or --host"
                 ) from error
             ports[name] = listener.getsockname()[1]
@@ -535,7 +542,7 @@ def _free_ports(host: str, wanted: Mapping[str, int]) -> dict[str, int]:
 
 
 def _spawn(
-    command: list[str], installation: _Installation, log: IO[bytes]
+    command: list[str], installation: _Installation, log: IO[bytes] | None
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
@@ -578,6 +585,8 @@ def _is_ok(host: str, port: int, path: str) -> bool:
 
 def _reason(log: Path, status: int) -> str:
     """Why the server gave up, in its own words."""
+    if log == STDOUT:
+        return f"it ended with status {status}; its log, above, says why"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     for line in lines:
         if failure := _LOAD_FAILURE.search(line):

@@ -52,6 +52,7 @@ Samples = dict[str, float]
 
 def samples(server: TritonServer) -> Samples:
     """Series → value, of what we count about photos."""
+    time.sleep(0.3)  # they are sent when the photos are gone
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as response:
         text = response.read().decode()
     lines = re.findall(r"^(vibematch_photo_\S+) (\S+)$", text, re.M)

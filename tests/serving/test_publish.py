@@ -22,7 +22,13 @@ from onnx import numpy_helper
 from tritonclient import grpc
 
 from vibematch import Encoder, MatchingEngine
-from vibematch.errors import InputError, ModelChangedError, ModelMismatchError, ServerError
+from vibematch.errors import (
+    InputError,
+    ModelChangedError,
+    ModelMismatchError,
+    ServerError,
+    ServerUnavailableError,
+)
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing, preprocess
 from vibematch_export.canary import write_canary
@@ -215,7 +221,7 @@ def test_a_bad_model_never_answers(
     photos: list[bytes],
     tmp_path: Path,
 ) -> None:
-    answering = read_version(own_repository)
+    answering, before = read_version(own_repository), versions(own_repository)
     load = Load(running.grpc_url, photos[0], [exported])
     with load.running():
         load.waited_for_more()
@@ -225,7 +231,7 @@ def test_a_bad_model_never_answers(
     assert load.failures == []
     assert {version for _, version in load.answers} == {str(answering)}
     assert read_version(own_repository) == answering
-    assert versions(own_repository) == [answering]
+    assert versions(own_repository) == before, "what a rollback needs is still there"
 
 
 def test_models_that_cannot_take_over_are_refused_before_anything_happens(
@@ -247,9 +253,20 @@ def test_models_that_cannot_take_over_are_refused_before_anything_happens(
             publish(model, own_repository, nobody)
     with pytest.raises(InputError, match="nothing to go back to"):
         roll_back(own_repository, nobody)
-    with pytest.raises(PublishError, match="did not load: no tritonserver answers"):
+    with pytest.raises(ServerUnavailableError, match="no tritonserver answers"):
         publish(retrained, own_repository, nobody)
     assert versions(own_repository) == [1]
+
+
+def test_a_failed_publish_leaves_the_way_back(
+    running: TritonServer, own_repository: Path, exported: Path, retrained: Path, tmp_path: Path
+) -> None:
+    publish(retrained, own_repository, running.control)
+    worse = _damaged(_retrained(exported, tmp_path / "next", seed=9), tmp_path / "bad", "weights")
+    with pytest.raises(PublishError):
+        publish(worse, own_repository, running.control)
+    assert read_manifest(own_repository) == Manifest.load(retrained)
+    assert roll_back(own_repository, running.control).manifest == Manifest.load(exported)
 
 
 def test_the_interface_is_closed_to_other_keys(
@@ -258,7 +275,7 @@ def test_the_interface_is_closed_to_other_keys(
     stranger = dataclasses.replace(running.control, key="guessed-a-key-0123456789")
     with pytest.raises(ServerError, match="does not accept this key"):
         stranger.unload(ENCODER)
-    with pytest.raises(PublishError, match="does not accept this key"):
+    with pytest.raises(ServerError, match="does not accept this key"):
         publish(retrained, own_repository, stranger)
     states = running.control.states(ENCODER)
     assert states[read_version(own_repository)] == "READY"

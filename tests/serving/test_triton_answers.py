@@ -180,6 +180,26 @@ def test_bad_photo_fails_alone(client: Any, photos: list[bytes], expected: np.nd
             np.testing.assert_allclose(answer, next(vectors), atol=1e-6)
 
 
+def test_a_malformed_request_fails_alone(client: Any, photos: list[bytes]) -> None:
+    """Triton refuses it below our code, with all that shares its batch."""
+    malformed = grpc.InferInput("photo", [1, 1], "BYTES")
+    malformed._input.ClearField("contents")
+    malformed._raw_content = (1_000_000).to_bytes(4, "little") + b"end"
+    outcomes: list[str] = []
+
+    def send(number: int) -> None:
+        if number % 4:
+            _encode(client, photos[:1])
+            return
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer("style_encoder", [malformed])
+        outcomes.append(str(refused.value.status()))
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        list(pool.map(send, range(160)))
+    assert set(outcomes) <= {"StatusCode.INVALID_ARGUMENT", "StatusCode.INTERNAL"}
+
+
 def test_requests_are_really_batched(
     server: TritonServer, client: Any, photos: list[bytes]
 ) -> None:

@@ -18,7 +18,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,15 @@ from vibematch.errors import (
 from vibematch.manifest import Manifest
 from vibematch_export import triton
 from vibematch_export.control import find_server
-from vibematch_export.repository import point_to, read_manifest
+from vibematch_export.repository import (
+    point_to,
+    read_manifest,
+    read_version,
+    write_repository,
+)
 from vibematch_export.triton import TritonServer
+
+VIBEMATCH = [sys.executable, "-m", "vibematch"]
 
 
 @pytest.fixture
@@ -97,7 +104,7 @@ def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
 def _serving(repository: Path) -> Iterator[subprocess.Popen[str]]:
     """``serve`` in a process of its own, handed out once it said it is ready."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "vibematch", "serve", "--repository", str(repository)]
+        [*VIBEMATCH, "serve", "--repository", str(repository)]
         + [f"--{name}-port=0" for name in ("http", "grpc", "metrics")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -205,7 +212,11 @@ def test_serve_gives_up_a_server_that_hangs(own_repository: Path, temporary: Pat
     with _hurried(own_repository) as serving:
         children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
         os.kill(int(children), signal.SIGSTOP)
-        _, err = serving.communicate(timeout=60)
+        try:
+            _, err = serving.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):  # stopped, it outlives everyone
+                os.kill(int(children), signal.SIGKILL)
     assert serving.returncode == 3
     assert "stopped answering: see" in err
     assert _eventually(lambda: not _processes(temporary), 2)
@@ -346,7 +357,7 @@ def test_impossible_options_are_refused(
 def test_a_repository_is_not_served_twice(own_repository: Path) -> None:
     with _serving(own_repository):
         again = subprocess.run(
-            [sys.executable, "-m", "vibematch", "serve", "--repository", str(own_repository)],
+            [*VIBEMATCH, "serve", "--repository", str(own_repository)],
             capture_output=True,
             text=True,
         )
@@ -354,8 +365,40 @@ def test_a_repository_is_not_served_twice(own_repository: Path) -> None:
     assert "change its model with `vibematch publish`" in again.stderr
 
 
+def test_a_start_that_fails_ends_also_where_the_log_is_standard_output(
+    own_repository: Path,
+) -> None:
+    (own_repository / "style_embed" / "1" / "model.onnx").write_bytes(b"garbage")
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    failed = subprocess.run(
+        [*VIBEMATCH, "serve", "--repository", str(own_repository), *ports, "--log", "-"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert failed.returncode == 1
+    assert "did not start: it ended with status 1; its log, above, says why" in failed.stderr
+    assert "model.onnx cannot be loaded" in failed.stdout
+
+
+def test_a_repository_that_is_replaced_does_not_disturb_its_server(
+    own_repository: Path, exported: Path, photos: list[bytes]
+) -> None:
+    """As a container update does it: the next release appears in the volume first."""
+    with _hurried(own_repository) as serving:
+        control = find_server(own_repository)
+        assert control is not None
+        write_repository(own_repository, exported)
+        assert read_version(own_repository) == 2
+        time.sleep(2)  # checks, and the canary
+        assert control.states("style_encoder") == {1: "READY"}
+        serving.send_signal(signal.SIGTERM)
+        _, err = serving.communicate(timeout=20)
+    assert (serving.returncode, err) == (0, "")
+
+
 def test_log_goes_to_standard_output_and_says_as_little_as_asked(own_repository: Path) -> None:
-    command = [sys.executable, "-m", "vibematch", "serve", "--repository", str(own_repository)]
+    command = [*VIBEMATCH, "serve", "--repository", str(own_repository)]
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     texts = []
     for options in (["--log", "-"], ["--log", "-", "--log-level", "warning"]):

@@ -28,6 +28,8 @@ class TritonPythonModel:
             os.sched_getaffinity(0)
         )
         options.inter_op_num_threads = 1
+        # Between two batches its threads would spin on cores that decode the next photo.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         folder = Path(args["model_repository"], args["model_version"])
         weights = folder / "model.onnx"
         _use_kernels(options, folder / "kernels.so")
@@ -82,8 +84,8 @@ def _use_kernels(options: onnxruntime.SessionOptions, library: Path) -> None:
 
 def _answer(embeddings: np.ndarray) -> Any:
     if not np.isfinite(embeddings).all():  # an index must never store such a vector
-        error = pb_utils.TritonError(
-            "the model made a vector that is not finite", pb_utils.TritonError.INTERNAL
-        )
+        reason = "the model made a vector that is not finite"
+        pb_utils.Logger.log_error(f"style_embed: {reason}")
+        error = pb_utils.TritonError(reason, pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse(error=error)
     return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", embeddings)])
