@@ -274,7 +274,7 @@ async def _phase(
                 outcomes = await _open_loop(work, rate, args.seconds, draw)
             own = (time.process_time() - own) / (time.monotonic() - began)
             servers = _cpu_seconds(server) - servers
-    return _figures(name, outcomes, args.seconds, own, servers, memory)
+    return _figures(name, outcomes, args.seconds, own, servers, memory, args.deadline)
 
 
 async def _closed_loop(work: Work, clients: int, seconds: float) -> list[Outcome]:
@@ -378,11 +378,15 @@ def _figures(
     generator_cpu: float,
     server_cpu_seconds: float,
     memory: list[float],
+    deadline: float,
 ) -> Phase:
     begin = LEFT_OUT * seconds
     counted = [outcome for outcome in outcomes if outcome.due >= begin]
     answered = [outcome for outcome in outcomes if outcome.status == "answered"]
-    in_time = sum(begin <= outcome.done < seconds for outcome in answered)
+    in_time = sum(
+        begin <= outcome.done < seconds and outcome.done - outcome.due <= deadline
+        for outcome in answered
+    )
     latencies = [outcome.done - outcome.due for outcome in answered if outcome.due >= begin]
     statuses = Counter(outcome.status for outcome in counted)
     rejections = [o.done - o.due for o in counted if o.status == "rejected"]

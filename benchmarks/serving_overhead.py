@@ -6,7 +6,8 @@
 Both sides use the same graph, kernels, preprocessing, photos and threads. Alone: one photo at a
 time, server and process in turn, and the median of the differences within a turn. Saturated: 16
 clients against as many photos from one process that decodes ahead in as many threads as the server
-has decoders, in turn, and the median of the ratios. A folder that holds nothing but a graph, such
+has decoders, in turn, and the median of the ratios; in one process photos are computed one by one,
+which on these CPUs is as fast as batches. A folder that holds nothing but a graph, such
 as those of ``cpu_export.py``, is given a manifest for the purpose.
 """
 

@@ -165,7 +165,9 @@ def read_photo(photo: PhotoLike, max_bytes: int) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise PhotoError(f"the file cannot be read ({reason})") from error
     if len(content) > max_bytes:
-        raise PhotoError(f"the file has more bytes than the limit of {max_bytes:,}")
+        raise PhotoError(
+            f"the file has more bytes than the limit of {max_bytes:,}", code="too_many_bytes"
+        )
     return content
 
 
@@ -289,7 +291,10 @@ class Encoder:
         vectors: list[Vector] = []
         for index, result in enumerate(self.encode_each(photos)):
             if isinstance(result, VibematchError):
-                raise type(result)(f"{photo_name(index, photos[index])}: {result}") from result
+                named = type(result)(f"{photo_name(index, photos[index])}: {result}")
+                if isinstance(result, PhotoError) and isinstance(named, PhotoError):
+                    named.code = result.code
+                raise named from result
             vectors.append(result)
         return np.stack(vectors) if vectors else np.empty((0, self.manifest.embedding_dim), "f4")
 

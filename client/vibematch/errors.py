@@ -48,7 +48,8 @@ class PhotoError(InputError):
     """One photo cannot become pixels; the message is the reason.
 
     Attributes:
-        code: the kind of reason, for counting.
+        code: the kind of reason, for counting; ``unreadable`` where nobody here looked at the
+            photo: its file cannot be read, or a server refused it.
     """
 
     def __init__(self, message: str = "", *, code: PhotoErrorCode = "unreadable") -> None:
