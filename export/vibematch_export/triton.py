@@ -60,6 +60,8 @@ _FRUGAL_MALLOC: Final = {
 }
 _SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where the Python backend keeps tensors
 _CLOSED_APIS: Final = "shared-memory,model-repository,trace,logging"
+_ENVIRONMENTS: Final = Path("/tmp")  # noqa: S108 - whatever TMPDIR says
+_ENVIRONMENT: Final = "python_env_*"
 _CONTAINER_HOME: Final = Path("/opt/tritonserver")
 _LAST_WORDS_S: Final = 1
 """For the last answers to leave, once all photos have one."""
@@ -70,7 +72,8 @@ _LIBC: Final = ctypes.CDLL(None)
 _LOAD_FAILURE: Final = re.compile(
     r"(failed to load|Poll failed for model directory) '(?P<model>[^']+)'( version \d+)?: "
     r"(Internal: TritonModelException: )?"
-    r"(?P<reason>.+?)(\\n|\"?$)"  # a traceback may follow, with its line ends escaped
+    r"(?P<reason>.+?)(\\n|\"?$)",  # a traceback may follow, with its line ends escaped
+    re.MULTILINE,
 )
 
 
@@ -135,7 +138,7 @@ class TritonServer:
         self._admin_key = admin_key or secrets.token_hex(16)
         self._start_timeout_s = start_timeout_s
         self._is_up = False
-        self._is_drained = False
+        self._grace_s = 0.0  # to end in order: nothing, as long as there is nobody to answer
         self._cleanup = ExitStack()
 
     @property
@@ -193,7 +196,7 @@ class TritonServer:
         try:
             log, self._process = self._launch(installation)
             self._wait_until_ready(log)
-            self._is_up = True
+            self._is_up, self._grace_s = True, DRAIN_TIMEOUT_S
             self._processes_at_first = self._processes_by_model()
         except BaseException:  # Ctrl-C too: whatever happens, nothing is left running
             self.stop()
@@ -252,7 +255,9 @@ class TritonServer:
         try:
             if self._is_up:
                 self._is_up = False
-                self._is_drained = self._drain()
+                # Once drained, Triton only takes seconds to unload models, or sends last traces.
+                if self._drain() and not self._otlp_url:
+                    self._grace_s = _LAST_WORDS_S
         finally:
             self._cleanup.close()
 
@@ -274,12 +279,10 @@ class TritonServer:
         return True
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        # Once drained, Triton only takes seconds to unload models, or sends the last traces.
-        is_done = self._is_drained and not self._otlp_url
         try:
             process.terminate()
             left_s = max(self._stop_by_s - time.monotonic(), 0)
-            process.wait(_LAST_WORDS_S if is_done else left_s + _LAST_WORDS_S)
+            process.wait(min(self._grace_s, left_s + _LAST_WORDS_S))
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -295,6 +298,7 @@ class TritonServer:
         )
         backends = installation.make_backends(workshop / "backends")
         self._cleanup.callback(_remove_shared_memory, workshop.name)
+        self._cleanup.callback(_remove_environments, set(_ENVIRONMENTS.glob(_ENVIRONMENT)))
         log_path = self._log_path or workshop / "triton.log"
         try:
             log = None if log_path == STDOUT else self._cleanup.enter_context(log_path.open("wb"))
@@ -587,12 +591,27 @@ def _reason(log: Path, status: int) -> str:
     """Why the server gave up, in its own words."""
     if log == STDOUT:
         return f"it ended with status {status}; its log, above, says why"
+    if failure := _load_failure(log):
+        return failure
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        if failure := _LOAD_FAILURE.search(line):
-            return f"{failure['model']} failed to load: {failure['reason']}"
     last_words = next((line for line in reversed(lines) if line.strip()), "(none)")
     return f"it ended with status {status}; its last words: {last_words}"
+
+
+def _load_failure(log: Path) -> str | None:
+    """The model that failed to load and why, as soon as the log says so."""
+    if not log.is_file():
+        return None
+    complete, _, _ = log.read_text(encoding="utf-8", errors="replace").rpartition("\n")
+    failure = _LOAD_FAILURE.search(complete)
+    return failure and f"{failure['model']} failed to load: {failure['reason']}"
+
+
+def _remove_environments(before: set[Path]) -> None:
+    """Delete the folders that the Python backend makes and does not use; full ones stay."""
+    for folder in set(_ENVIRONMENTS.glob(_ENVIRONMENT)) - before:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _remove_shared_memory(prefix: str) -> None:
