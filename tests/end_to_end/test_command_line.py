@@ -139,6 +139,7 @@ def digit_server(
         assert server.wait(timeout=60) == 0
 
 
+@pytest.mark.slow
 def test_handwritten_digits_go_the_whole_way(
     digit_server: tuple[Path, str], digit_photos: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_handwritten_digits_go_the_whole_way(
     assert described["labels"] == {"digit": sorted(set(digit.values()))}
 
 
+@pytest.mark.slow
 def test_an_index_refuses_another_model(
     digit_server: tuple[Path, str], style_server: TritonServer, photographs: Path, tmp_path: Path
 ) -> None:

@@ -191,6 +191,7 @@ def test_processes_add_up(own: _Own) -> None:
     assert found[f"{DECODED}_count"] == 80
 
 
+@pytest.mark.slow
 def test_versions_add_up_and_outlive_each_other(
     repository: Path, exported: Path, tmp_path: Path
 ) -> None:

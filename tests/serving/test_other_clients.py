@@ -225,6 +225,7 @@ def test_info_tells_versions_side_by_side(
     assert "style_encoder version 2; ready: 1, 2\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_info_asks_for_the_grpc_port(
     server: TritonServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_photo_leaves_a_span_for_each_step(
     assert collector.services == {"vibematch"}
 
 
+@pytest.mark.slow
 def test_a_trace_that_the_caller_began_goes_on(
     traced: TritonServer, collector: _Collector, photos: list[bytes]
 ) -> None:

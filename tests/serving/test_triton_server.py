@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import importlib.metadata
 import importlib.util
-import io
 import os
 import re
 import shutil
@@ -25,11 +24,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from google.protobuf import text_format
 from onnx import numpy_helper
-from PIL import Image
 from tritonclient import grpc
-from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
 from vibematch import Encoder
@@ -208,6 +204,7 @@ def _hurried(repository: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_serve_gives_up_a_server_that_hangs(own_repository: Path, temporary: Path) -> None:
     with _hurried(own_repository) as serving:
         children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
@@ -250,6 +247,7 @@ def test_serve_replaces_a_process_that_died(
         assert control.states("style_encoder") == {1: "READY"}
 
 
+@pytest.mark.slow
 def test_serve_warns_if_the_canary_falls(own_repository: Path) -> None:
     path = own_repository / "style_canary" / "1" / "canary.npy"
     np.save(path, np.roll(np.load(path), 1))
@@ -397,6 +395,7 @@ def test_a_repository_that_is_replaced_does_not_disturb_its_server(
     assert (serving.returncode, err) == (0, "")
 
 
+@pytest.mark.slow
 def test_log_goes_to_standard_output_and_says_as_little_as_asked(own_repository: Path) -> None:
     command = [*VIBEMATCH, "serve", "--repository", str(own_repository)]
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
@@ -525,43 +524,7 @@ def test_stop_finishes_the_photos_it_took_and_takes_no_more(
         stopping.result()
 
 
-def test_overload_is_answered_at_once(own_repository: Path) -> None:
-    config_path = own_repository / "style_preprocess" / "config.pbtxt"
-    config = text_format.Parse(config_path.read_text(), pb.ModelConfig())
-    config.dynamic_batching.default_queue_policy.max_queue_size = 4
-    config_path.write_text(text_format.MessageToString(config))
-    with (
-        TritonServer(own_repository) as server,
-        grpc.InferenceServerClient(server.grpc_url) as client,
-        concurrent.futures.ThreadPoolExecutor(64) as pool,
-    ):
-        tensor = _photo_tensor(_slow_photo())
-
-        def ask(_: int) -> tuple[str, float]:
-            began = time.monotonic()
-            try:
-                client.infer("style_encoder", [tensor], client_timeout=30)
-            except InferenceServerException as error:
-                return str(error.status()), time.monotonic() - began
-            return "answered", time.monotonic() - began
-
-        outcomes = list(pool.map(ask, range(64)))
-        times = {status: [t for s, t in outcomes if s == status] for status, _ in outcomes}
-        assert set(times) == {"answered", "StatusCode.UNAVAILABLE"}
-        assert max(times["StatusCode.UNAVAILABLE"]) < max(times["answered"])
-        assert ask(0)[0] == "answered"
-        assert client.is_server_ready()
-
-
 def _photo_tensor(photo: bytes) -> Any:
     tensor = grpc.InferInput("photo", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
     return tensor
-
-
-def _slow_photo() -> bytes:
-    """A photo that takes tens of milliseconds to decode, within the byte limit."""
-    file = io.BytesIO()
-    colours = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
-    Image.fromarray(colours).resize((2400, 2400)).save(file, "JPEG", quality=30)
-    return file.getvalue()
