@@ -13,17 +13,17 @@ ARG TRITON_RELEASE=26.09
 FROM python:3.11.14-slim-bookworm AS cpu-build
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip sh deploy/install.sh /opt/vibematch cpu
+RUN --mount=type=cache,target=/var/cache/pip PIP_CACHE_DIR=/var/cache/pip sh deploy/install.sh /opt/vibematch cpu
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3 AS gpu-build
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip sh deploy/install.sh /opt/vibematch gpu
+RUN --mount=type=cache,target=/var/cache/pip PIP_CACHE_DIR=/var/cache/pip sh deploy/install.sh /opt/vibematch gpu
 
 FROM nvcr.io/nvidia/tensorrt:${TRITON_RELEASE}-py3 AS plan-build
 WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip sh deploy/install.sh /opt/vibematch plan \
+RUN --mount=type=cache,target=/var/cache/pip PIP_CACHE_DIR=/var/cache/pip sh deploy/install.sh /opt/vibematch plan \
     && /opt/vibematch/bin/python3 -c "import tensorrt"  # better here than at the first start
 
 FROM nvcr.io/nvidia/tensorrt:${TRITON_RELEASE}-py3 AS plan

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import aiohttp
-import grpc  # type: ignore[import-untyped]
+import grpc  # type: ignore[import-untyped]  # it publishes no types
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -323,7 +323,7 @@ def _sampled_memory(server: list[Path]) -> Iterator[list[float]]:
     def sample() -> None:
         while not ended.wait(0.5):
             if server:
-                samples.append(sum(map(_resident_mib, server)))
+                samples.append(sum(map(resident_mib, server)))
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -354,7 +354,7 @@ def _children(process: Path) -> list[Path]:
     return [Path("/proc", number) for number in numbers]
 
 
-def _resident_mib(process: Path) -> float:
+def resident_mib(process: Path) -> float:
     """Private and shared pages, shared ones by their part, so that a sum counts each once."""
     try:
         lines = (process / "smaps_rollup").read_text().splitlines()

@@ -29,7 +29,13 @@ from vibematch_export.repository import (
     WEIGHTS,
     versions,
 )
-from vibematch_export.tensorrt import Library, Target, build_engine, default_library
+from vibematch_export.tensorrt import (
+    Library,
+    Target,
+    build_engine,
+    default_library,
+    is_up_to_date,
+)
 
 
 def main() -> int:
@@ -71,7 +77,7 @@ def find_or_make_plan(repository: Path, version: int, cache: Path) -> Path:
     library: Library = "tensorrt" if find_spec("tensorrt") else default_library()
     folder = cache / manifest.fingerprint
     plan = folder / Target.here(library).filename
-    if plan.is_file() and plan.stat().st_mtime > graph.stat().st_mtime:
+    if is_up_to_date(plan, graph):
         print(f"version {version}: {plan} (up to date)")
         return plan
     print(f"version {version}: building {plan}; this takes minutes, once")

@@ -142,13 +142,13 @@ def _write_repository(repository: Path, model: Path) -> None:
 def _build_engine(model: Path) -> None:
     from vibematch.errors import InputError
     from vibematch.manifest import Manifest
-    from vibematch_export.tensorrt import Target, build_engine, default_library
+    from vibematch_export.tensorrt import Target, build_engine, default_library, is_up_to_date
 
     if Manifest.load(model).precision not in _COMPILED:
         raise InputError(_NOT_COMPILED)
     graph, library = model / "model.onnx", default_library()
     there = model / Target.here(library).filename
-    if there.is_file() and there.stat().st_mtime > graph.stat().st_mtime:
+    if is_up_to_date(there, graph):
         print(f"engine:     {there} (up to date)")
         return
     plan = build_engine(graph, model, library=library)
@@ -337,12 +337,11 @@ def _server_at(url: str, profile: str) -> Control:
 
     from vibematch.errors import InputError
     from vibematch_export.control import Control
-    from vibematch_export.repository import PROFILES
+    from vibematch_export.repository import find_profile
 
     if not re.fullmatch(r"[^/:]+:\d+", url):
         raise InputError(f"the server's address must be HOST:PORT (its HTTP port), got {url!r}")
-    if profile not in PROFILES:
-        raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    find_profile(profile)
     if not (key := os.environ.get(_ADMIN_KEY)):
         raise InputError(f"--url needs the key that the server was started with in ${_ADMIN_KEY}")
     return Control(url, key, profile)

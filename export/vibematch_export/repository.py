@@ -94,6 +94,17 @@ PROFILES: Final[Mapping[str, Profile]] = {
 }
 
 
+def find_profile(name: str) -> Profile:
+    """The profile of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PROFILES:
+        raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {name!r}")
+    return PROFILES[name]
+
+
 def model_configs(
     preprocessing: Preprocessing, embedding_dim: int, *, version: int = 1, profile: str = CPU
 ) -> dict[str, pb.ModelConfig]:

@@ -142,6 +142,11 @@ def default_library() -> Library:
     return "tensorrt-rtx" if _gpu_model() is None else "tensorrt"
 
 
+def is_up_to_date(plan: Path, graph: Path) -> bool:
+    """Whether a plan is there and was made after its graph."""
+    return plan.is_file() and plan.stat().st_mtime > graph.stat().st_mtime
+
+
 def build_engine(graph: Path, folder: Path, *, library: Library, progress: bool = True) -> Plan:
     """Compile a graph for batches of 1 to 32, best at 8.
 

@@ -38,6 +38,7 @@ from vibematch_export.repository import (
     ENCODER,
     PROFILES,
     STEPS,
+    find_profile,
     read_manifest,
     read_version,
 )
@@ -120,8 +121,7 @@ class TritonServer:
         admin_key: str | None = None,
         start_timeout_s: float = 1800,
     ) -> None:
-        if profile not in PROFILES:
-            raise InputError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+        find_profile(profile)
         if admin_key is not None and not re.fullmatch(r"[A-Za-z0-9_.-]{16,}", admin_key):
             raise InputError(
                 "the admin key must be 16 or more letters, digits, dots, dashes or underscores"

@@ -640,7 +640,7 @@ def test_every_refusal_has_its_code() -> None:
     "copied",
     [
         copy.copy,
-        lambda error: pickle.loads(pickle.dumps(error)),  # noqa: S301
+        lambda error: pickle.loads(pickle.dumps(error)),  # noqa: S301 - our own bytes
     ],
 )
 def test_photo_errors_can_be_copied(copied: Callable[[PhotoError], PhotoError]) -> None:

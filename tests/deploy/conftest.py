@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # The stand-in for an exported model, and the server that serves it.
-from tests.serving.conftest import exported, photos, repository, server  # noqa: F401
+from tests.serving.conftest import exported, photos, repository, server  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

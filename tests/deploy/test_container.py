@@ -50,7 +50,7 @@ exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs --boundin
     --inh-caps=-all sh -eu -c "$INSIDE"
 """
 ENVIRONMENT = {
-    "HOME": "/tmp",  # noqa: S108
+    "HOME": "/tmp",  # noqa: S108 - of the container
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONUNBUFFERED": "1",
     "VIBEMATCH_REPOSITORY": "/srv/repository",

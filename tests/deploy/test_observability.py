@@ -66,7 +66,9 @@ def _scrape(server: TritonServer) -> dict[str, set[str]]:
     metrics: dict[str, set[str]] = {}
     for line in _metrics(server).splitlines():
         if line and not line.startswith("#"):
-            name, labels = re.fullmatch(r"(\w+)(?:\{(.*)\})? \S+", line).groups()  # type: ignore[union-attr]
+            sample = re.fullmatch(r"(\w+)(?:\{(.*)\})? \S+", line)
+            assert sample, line
+            name, labels = sample.groups()
             metrics.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
     return metrics
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.serving_load import resident_mib, server_processes
 from tests import photos
 from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
@@ -110,27 +111,12 @@ def _send(server: TritonServer, files: Iterable[tuple[str, bytes]]) -> collectio
 
 def _processes(server: TritonServer) -> dict[int, str]:
     """tritonserver and its children: process id → name."""
-    port = f"--http-port={server.http_url.rpartition(':')[2]}".encode()
-    found: dict[int, str] = {}
-    for path in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-        try:
-            line = (path / "cmdline").read_bytes()
-            name, _, rest = (path / "stat").read_text().rpartition(")")
-        except OSError:  # it has just ended
-            continue
-        if port in line or int(rest.split()[1]) in found:
-            found[int(path.name)] = name.partition("(")[2]
-    return found
+    found = server_processes(server.http_url)
+    return {int(process.name): (process / "comm").read_text().strip() for process in found}
 
 
 def _resident_mib(processes: Iterable[int]) -> dict[int, float]:
-    """Resident memory; what several share is divided between them (PSS)."""
-    resident = {}
-    for process in processes:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-        (kilobytes,) = [int(line.split()[1]) for line in lines if line.startswith("Pss:")]
-        resident[process] = kilobytes / 1024
-    return resident
+    return {process: resident_mib(Path("/proc", str(process))) for process in processes}
 
 
 def test_hostile_photos_are_answered_and_do_no_harm(server: TritonServer) -> None:

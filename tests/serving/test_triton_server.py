@@ -16,7 +16,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from vibematch_export.repository import (
 from vibematch_export.triton import TritonServer
 
 VIBEMATCH = [sys.executable, "-m", "vibematch"]
+FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
 
 
 @pytest.fixture
@@ -97,11 +98,10 @@ def _eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 @contextmanager
-def _serving(repository: Path) -> Iterator[subprocess.Popen[str]]:
-    """``serve`` in a process of its own, handed out once it said it is ready."""
+def _serving(repository: Path, command: Sequence[str] = VIBEMATCH) -> Iterator[Any]:
+    """``vibematch serve`` in a process of its own, handed out once it said it is ready."""
     process = subprocess.Popen(
-        [*VIBEMATCH, "serve", "--repository", str(repository)]
-        + [f"--{name}-port=0" for name in ("http", "grpc", "metrics")],
+        [*command, "serve", "--repository", str(repository), *FREE_PORTS],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,27 +181,13 @@ import sys
 from vibematch_export import serve
 serve._LIFE_CHECK_INTERVAL_S, serve._LIFE_CHECKS, serve.CANARY_INTERVAL_S = 0.2, 1, 1
 from vibematch.cli import main
-sys.exit(main(["serve", "--repository", sys.argv[1], *sys.argv[2:]]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
-@contextmanager
-def _hurried(repository: Path) -> Iterator[subprocess.Popen[str]]:
+def _hurried(repository: Path) -> Any:
     """``vibematch serve`` with its checks every moment."""
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HURRIED, str(repository), *ports],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert any(line.startswith("Ctrl-C") for line in process.stdout)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    return _serving(repository, [sys.executable, "-c", HURRIED])
 
 
 @pytest.mark.slow
@@ -349,7 +335,7 @@ def test_impossible_options_are_refused(
     options: dict[str, str], message: str, repository: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        TritonServer(repository, **options)  # type: ignore[arg-type]
+        TritonServer(repository, **options)  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_a_repository_is_not_served_twice(own_repository: Path) -> None:
@@ -367,9 +353,8 @@ def test_a_start_that_fails_ends_also_where_the_log_is_standard_output(
     own_repository: Path,
 ) -> None:
     (own_repository / "style_embed" / "1" / "model.onnx").write_bytes(b"garbage")
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     failed = subprocess.run(
-        [*VIBEMATCH, "serve", "--repository", str(own_repository), *ports, "--log", "-"],
+        [*VIBEMATCH, "serve", "--repository", str(own_repository), *FREE_PORTS, "--log", "-"],
         capture_output=True,
         text=True,
         timeout=60,
@@ -398,10 +383,9 @@ def test_a_repository_that_is_replaced_does_not_disturb_its_server(
 @pytest.mark.slow
 def test_log_goes_to_standard_output_and_says_as_little_as_asked(own_repository: Path) -> None:
     command = [*VIBEMATCH, "serve", "--repository", str(own_repository)]
-    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     texts = []
     for options in (["--log", "-"], ["--log", "-", "--log-level", "warning"]):
-        with subprocess.Popen([*command, *ports, *options], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([*command, *FREE_PORTS, *options], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             lines = list(iter(process.stdout.readline, b"Ctrl-C stops the server.\n"))
             process.terminate()
