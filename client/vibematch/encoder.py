@@ -1,4 +1,4 @@
-"""Photos → style vectors, by asking the embedding server (Triton, over gRPC).
+"""Photos → style vectors, by asking the embedding server (Triton, over gRPC or HTTP).
 
 One photo travels per request and a few requests are in flight at once: forming batches is the
 server's job (its dynamic batcher sees all clients), and a bad photo then fails alone.
@@ -6,21 +6,20 @@ server's job (its dynamic batcher sees all clients), and a bad photo then fails 
 
 from __future__ import annotations
 
-import io
-import json
+import asyncio
 import os
 import re
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, Self, overload
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from vibematch.errors import (
     BadVectorError,
@@ -28,60 +27,24 @@ from vibematch.errors import (
     ModelChangedError,
     PhotoError,
     ServerError,
-    ServerTimeoutError,
-    ServerUnavailableError,
     VibematchError,
 )
 from vibematch.manifest import Manifest
+from vibematch.photo_input import PhotoLike as PhotoLike
+from vibematch.photo_input import downscaled
+from vibematch.photo_input import photo_name as photo_name
+from vibematch.photo_input import read_photo as read_photo
+from vibematch.photo_input import refuse_single as refuse_single
+from vibematch.transport import FINGERPRINT as FINGERPRINT
+from vibematch.transport import INPUT as INPUT
+from vibematch.transport import MODEL as MODEL
+from vibematch.transport import OUTPUT as OUTPUT
+from vibematch.transport import Answer, T, Transport
+from vibematch.vector_cache import Vector as Vector
+from vibematch.vector_cache import VectorCache, cache_key
 
-PhotoLike: TypeAlias = bytes | str | os.PathLike[str] | Image.Image
-"""The bytes of a photo file, the path of one, or a Pillow image."""
-Vector: TypeAlias = npt.NDArray[np.float32]
-
-MODEL: Final = "style_encoder"
-INPUT: Final = "photo"
-OUTPUT: Final = "embedding"
-FINGERPRINT: Final = "fingerprint"
 MANIFEST_PARAMETER: Final = "manifest"
 NORM_TOLERANCE: Final = 1e-3
-
-_WAITS: Final = 3
-"""Of a photo's time, so much for each of the server's two queues, and for the work itself.
-
-A server that knows lets a photo go that it could not answer in time; the deadline alone does not
-take it out of a queue.
-"""
-
-# Encoding changes nothing on the server, so asking again is safe. gRPC does it, within the
-# deadline, where the server is restarting or its queue is full.
-_RETRIES: Final = {
-    "methodConfig": [
-        {
-            "name": [{"service": "inference.GRPCInferenceService"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-_CHANNEL_OPTIONS: Final = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.service_config", json.dumps(_RETRIES)),
-    # a request above this size is never asked again; by default not even a phone's photo fits
-    ("grpc.per_rpc_retry_buffer_size", 64 * 2**20),
-]
-# What gRPC says where there is no connection; its status is UNAVAILABLE, whatever the cause.
-_NOT_CONNECTED: Final = re.compile("failed to connect|errors resolving")
-_NOT_TRUSTED: Final = re.compile("CERTIFICATE_VERIFY_FAILED: (?P<cause>[^:]+)")
-_OTHER_HOST: Final = "Hostname Verification Check failed"
-_OTHER_PROTOCOL: Final = re.compile(
-    "failed to connect.*([Hh]andshake|Socket closed|parsing HTTP/2)"  # and not: lost later
-)
 
 
 @dataclass(frozen=True)
@@ -134,83 +97,17 @@ class PhotoEncoder(Protocol):
     def manifest(self) -> Manifest:
         """The model that makes the vectors."""
 
-    def encode_each(self, photos: Iterable[PhotoLike]) -> Iterable[Vector | VibematchError]:
-        """Give for each photo, in order, its vector or the error that it met."""
+    def encode_each(
+        self, photos: Iterable[PhotoLike], *, fingerprint: str | None = None
+    ) -> Iterable[Vector | VibematchError]:
+        """Give for each photo, in order, its vector or the error that it met.
+
+        With ``fingerprint``, a vector of another model is a :class:`ModelChangedError` instead.
+        """
 
 
-def read_photo(photo: PhotoLike, max_bytes: int) -> bytes:
-    """The bytes of a photo file, whatever form the photo is given in.
-
-    Args:
-        photo: bytes (returned as they are), a path, or a Pillow image (becomes lossless PNG).
-        max_bytes: a larger file is refused without reading all of it.
-
-    Raises:
-        PhotoError: there is no such readable file, or it is too large.
-        InputError: ``photo`` is of another type.
-    """
-    if isinstance(photo, bytes):
-        return photo
-    if isinstance(photo, Image.Image):
-        return _as_png(photo)
-    if not isinstance(photo, str | os.PathLike):
-        raise InputError(
-            f"a photo must be bytes, a path or a PIL.Image, got {type(photo).__name__}"
-        )
-    path = Path(photo)
-    try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or error
-        raise PhotoError(f"the file cannot be read ({reason})") from error
-    if len(content) > max_bytes:
-        raise PhotoError(
-            f"the file has more bytes than the limit of {max_bytes:,}", code="too_many_bytes"
-        )
-    return content
-
-
-def refuse_single(photos: Iterable[PhotoLike]) -> None:
-    """Notice one photo where several are expected: its letters or bytes would count as photos.
-
-    Raises:
-        InputError: it is one photo.
-    """
-    if isinstance(photos, bytes | str | os.PathLike | Image.Image):
-        raise InputError("photos must be a list of photos: put [ ] around a single one")
-
-
-def photo_name(index: int, photo: PhotoLike) -> str:
-    """What messages call one photo of several: its index, from 0, and its path if it has one."""
-    if isinstance(photo, str | os.PathLike):
-        return f"photo {index} ({os.fspath(photo)})"
-    return f"photo {index}"
-
-
-def _as_png(image: Image.Image) -> bytes:
-    image = ImageOps.exif_transpose(image)  # as the bytes of the file would be turned
-    if image.mode not in {"RGB", "RGBA", "L", "LA", "P", "I", "I;16"}:
-        image = image.convert("RGB")  # PNG has no CMYK, YCbCr, HSV, ...
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-class Encoder:
-    """Client of one embedding server; safe to share between threads.
-
-    Args:
-        url: ``HOST:PORT`` of the server's gRPC endpoint.
-        timeout_s: seconds one photo may take, waiting in the server's queue included; a large
-            model on a CPU needs more than the default.
-        max_in_flight: photos sent but not yet answered, at most.
-        root_certificates: PEM file of the authority that signed the server's certificate; with it
-            the connection is encrypted (TLS), without it is not.
-
-    Raises:
-        InputError: an argument is out of range, or the certificates cannot be read.
-    """
+class _BaseEncoder:
+    """What :class:`Encoder` and :class:`AsyncEncoder` share: everything but the waiting."""
 
     def __init__(
         self,
@@ -219,29 +116,220 @@ class Encoder:
         timeout_s: float = 30.0,
         max_in_flight: int = 16,
         root_certificates: str | os.PathLike[str] | None = None,
+        downscale: bool = False,
+        cache_size: int = 1024,
+        cache_path: str | os.PathLike[str] | None = None,
     ) -> None:
-        if "://" in url or not url.rpartition(":")[2].isdecimal():
-            raise InputError(f"the server's address must be HOST:PORT (its gRPC port), got {url!r}")
-        if timeout_s <= 0:
+        self._protocol = _protocol(url)
+        if not 0 < timeout_s < threading.TIMEOUT_MAX:
             raise InputError(f"timeout_s must be positive, got {timeout_s}")
         if max_in_flight < 1:
             raise InputError(f"max_in_flight must be at least 1, got {max_in_flight}")
+        if cache_size < 0:
+            raise InputError(f"cache_size must be at least 0, got {cache_size}")
+        if root_certificates is not None:
+            if self._protocol == "http":
+                raise InputError(f"{url} does not encrypt: write https://, or no root_certificates")
+            _require_certificates(Path(root_certificates))
         self.url = url
         self.timeout_s = timeout_s
         self.max_in_flight = max_in_flight
         self.root_certificates = root_certificates
-        if root_certificates is not None:
-            _require_certificates(Path(root_certificates))
+        self.downscale = downscale
+        self.cache_size = cache_size
+        self.cache_path = cache_path
+        self._guard = threading.Lock()
+        self._open_transport: Transport | None = None
+        self._open_cache: VectorCache | None = None
+        self._known: Manifest | None = None
+
+    def __repr__(self) -> str:
+        options = [f"timeout_s={self.timeout_s}", f"max_in_flight={self.max_in_flight}"]
+        if self.downscale:
+            options.append("downscale=True")
+        return f"{type(self).__name__}({self.url!r}, {', '.join(options)})"
+
+    # --- what stays open between calls
+
+    @property
+    def _transport(self) -> Transport:
+        with self._guard:
+            if self._open_transport is None:
+                self._open_transport = self._connect()
+            return self._open_transport
+
+    def _connect(self) -> Transport:
+        # Here, as importing gRPC is slow, and TLS is not free either.
+        if self._protocol == "grpc":
+            from vibematch.grpc_transport import GrpcTransport
+
+            return GrpcTransport(self.url, self.timeout_s, self.root_certificates)
+        from vibematch.http_transport import HttpTransport
+
+        return HttpTransport(self.url, self.timeout_s, self.max_in_flight, self.root_certificates)
+
+    @property
+    def _cache(self) -> VectorCache | None:
+        if not self.cache_size and self.cache_path is None:
+            return None
+        with self._guard:
+            if self._open_cache is None:
+                self._open_cache = VectorCache(self.cache_size, self.cache_path)
+            return self._open_cache
+
+    def _close(self) -> None:
+        with self._guard:
+            transport, self._open_transport = self._open_transport, None
+            cache, self._open_cache = self._open_cache, None
+            self._known = None
+        if transport is not None:
+            transport.close()
+        if cache is not None:
+            cache.close()
+
+    # --- the model
+
+    def _model(self, wanted: str | None = None) -> Future[Manifest]:
+        """The model that answered last, or what the server says if that is unknown or unwanted."""
+        known = self._known
+        if known is None or wanted not in (None, known.fingerprint):
+            return self._present_model()
+        return _done(known)
+
+    def _present_model(self) -> Future[Manifest]:
+        """The model that the server says it has."""
+        return self._transport.config(MODEL, self._learn)
+
+    def _learn(self, config: dict[str, Any]) -> Manifest:
+        text = config.get("parameters", {}).get(MANIFEST_PARAMETER, {}).get("string_value")
+        if not text:
+            raise ServerError(
+                f"the model {MODEL!r} at {self.url} states no manifest; export it again"
+            )
+        manifest = self._known = Manifest.from_json(text)
+        return manifest
+
+    def _info(self) -> ServerInfo:
+        transport = self._transport
+        config, manifest = transport.config(MODEL, lambda c: (c, self._learn(c))).result()
+        server = transport.metadata().result()
+        model = transport.metadata(MODEL).result()
+        step = config["ensemble_scheduling"]["step"][-1]
+        ready = transport.metadata(step["model_name"]).result()["versions"]
+        return ServerInfo(
+            server=f"{server['name']} {server['version']}",
+            model=model["name"],
+            version=int(step["model_version"]),
+            versions_ready=tuple(sorted(map(int, ready))),
+            max_batch_size=config["max_batch_size"],
+            inputs=_tensors(model["inputs"]),
+            outputs=_tensors(model["outputs"]),
+            manifest=manifest,
+        )
+
+    # --- photos
+
+    def _sent(
+        self, photos: Iterable[PhotoLike], manifest: Manifest, wanted: str | None
+    ) -> Generator[Future[Vector], None, None]:
+        """Draw photos and send them, a few ahead; their answers in order, done or not yet.
+
+        Closing it leaves what is in flight.
+        """
+        waiting: deque[Future[Vector]] = deque()
+        try:
+            for photo in photos:
+                waiting.append(self._send(photo, manifest, wanted))
+                while waiting and (len(waiting) == self.max_in_flight or waiting[0].done()):
+                    yield waiting[0]
+                    waiting.popleft()
+            while waiting:
+                yield waiting[0]
+                waiting.popleft()
+        finally:
+            for answer in waiting:
+                answer.cancel()
+
+    def _send(self, photo: PhotoLike, manifest: Manifest, wanted: str | None) -> Future[Vector]:
+        if wanted is not None and wanted != manifest.fingerprint:
+            return _failed(
+                ModelChangedError(
+                    f"the server at {self.url} has model {manifest.fingerprint[:12]} and not "
+                    f"{wanted[:12]}"
+                )
+            )
+        try:
+            content = read_photo(photo, manifest.preprocessing.max_bytes)
+            cache, key = self._cache, b""
+            if cache is not None:
+                key = cache_key(manifest.fingerprint, content, downscaled=self.downscale)
+                cached = cache.get(key)
+                if cached is not None:
+                    return _done(cached)
+            if self.downscale:
+                content = downscaled(content, manifest.preprocessing)
+        except InputError as error:
+            return _failed(error)
+
+        def finish(answer: Answer) -> Vector:
+            vector = self._checked(answer, manifest)
+            if cache is not None:
+                cache.put(key, vector)
+            return vector
+
+        return self._transport.infer(MODEL, content, finish)
+
+    def _checked(self, answer: Answer, manifest: Manifest) -> Vector:
+        """The vector of an answer, if it comes from the model of ``manifest``."""
+        if answer.fingerprint != manifest.fingerprint:
+            if self._known is manifest:
+                self._known = None
+            raise ModelChangedError(
+                f"the server went over from model {manifest.fingerprint[:12]} to "
+                f"{answer.fingerprint[:12] or 'another'} meanwhile: ask it again"
+            )
+        return _checked(answer.vectors, manifest.embedding_dim)
+
+
+class Encoder(_BaseEncoder):
+    """Client of one embedding server; safe to share between threads.
+
+    It connects on first use. Neither protocol survives a fork: let each process make its own, or
+    use it only after the fork.
+
+    Args:
+        url: ``HOST:PORT`` of the server's gRPC endpoint, or ``http://HOST:PORT`` or
+            ``https://HOST:PORT`` of its HTTP endpoint, which a gateway may have put under a path.
+        timeout_s: seconds one photo may take, waiting in the server's queue and repetitions
+            included; a large model on a CPU needs more than the default.
+        max_in_flight: photos sent but not yet answered, at most; over gRPC for each call, over
+            HTTP in all.
+        root_certificates: PEM file of the authority that signed the server's certificate. Over
+            gRPC the connection is encrypted (TLS) with it, and is not without it. For ``https://``
+            it takes the place of the system's authorities.
+        downscale: decode photos here and send what the model sees, as a JPEG of some 30 kB,
+            instead of the files. Vectors differ a little from those of the files: use one or the
+            other for all photos of an index.
+        cache_size: vectors to keep in memory; 0 for none. A photo whose bytes were encoded before,
+            by the model that the server had last, is not sent again.
+        cache_path: file that keeps all vectors, for other processes and later runs too; it only
+            grows, and may be deleted while nobody has it open.
+
+    Raises:
+        InputError: an argument is out of range, or the certificates cannot be read.
+    """
 
     @property
     def manifest(self) -> Manifest:
-        """What the server serves right now: asked anew each time, as servers change models.
+        """The model that the server has, asked the first time and after each change of models.
+
+        A change is noticed with the next photo that is encoded, or by :meth:`info`.
 
         Raises:
             ServerError: the server does not answer, or serves no vibematch model.
             ManifestError: its manifest cannot be used.
         """
-        return self._manifest_in(self._ask("get_model_config", MODEL).config)
+        return self._model().result()
 
     def info(self) -> ServerInfo:
         """What the server serves, from metadata alone: no photo is encoded.
@@ -250,220 +338,229 @@ class Encoder:
             ServerError: the server does not answer, or serves no vibematch model.
             ManifestError: its manifest cannot be used.
         """
-        config = self._ask("get_model_config", MODEL).config
-        manifest = self._manifest_in(config)
-        server = self._ask("get_server_metadata")
-        model = self._ask("get_model_metadata", MODEL)
-        step = config.ensemble_scheduling.step[-1]
-        ready = self._ask("get_model_metadata", step.model_name).versions
-        return ServerInfo(
-            server=f"{server.name} {server.version}",
-            model=model.name,
-            version=step.model_version,
-            versions_ready=tuple(sorted(map(int, ready))),
-            max_batch_size=config.max_batch_size,
-            inputs=_tensors(model.inputs),
-            outputs=_tensors(model.outputs),
-            manifest=manifest,
-        )
+        return self._info()
 
-    def encode(self, photos: Iterable[PhotoLike]) -> Vector:
-        """Encode photos, all or nothing.
+    @overload
+    def encode(self, photos: Iterable[PhotoLike], *, strict: Literal[True] = True) -> Vector: ...
+    @overload
+    def encode(
+        self, photos: Iterable[PhotoLike], *, strict: Literal[False]
+    ) -> list[Vector | VibematchError]: ...
+    def encode(
+        self, photos: Iterable[PhotoLike], *, strict: bool = True
+    ) -> Vector | list[Vector | VibematchError]:
+        """Encode photos, all by the same model.
+
+        If the server changes models meanwhile, all photos are encoded again, once.
 
         Args:
-            photos: file bytes, paths or Pillow images.
+            photos: file bytes, paths, binary files, Pillow images, or RGB pixels as uint8 arrays
+                ``[height, width, 3]``.
+            strict: all or nothing. If not, an error takes the place of the vector it prevented.
 
         Returns:
-            Unit vectors, float32, shape ``[number of photos, embedding_dim]``.
+            Unit vectors, float32, shape ``[number of photos, embedding_dim]``; if not strict, a
+            list of vectors ``[embedding_dim]`` and errors.
 
         Raises:
             PhotoError: a photo cannot be used; the message names its index, from 0.
             ServerError: the server does not answer, or not with proper vectors.
+            StoreError: the file at ``cache_path`` is damaged or no vector cache.
         """
-        refuse_single(photos)
-        photos = list(photos)
+        photos = _listed(photos)
         try:
-            return self._encode_all(photos)
+            return self._encode_all(_Results(photos, strict, first=True))
         except ModelChangedError:  # all vectors have to come from one model: the new one
-            return self._encode_all(photos)
+            return self._encode_all(_Results(photos, strict, first=False))
 
-    def _encode_all(self, photos: Sequence[PhotoLike]) -> Vector:
-        vectors: list[Vector] = []
-        for index, result in enumerate(self.encode_each(photos)):
-            if isinstance(result, VibematchError):
-                named = type(result)(f"{photo_name(index, photos[index])}: {result}")
-                if isinstance(result, PhotoError) and isinstance(named, PhotoError):
-                    named.code = result.code
-                raise named from result
-            vectors.append(result)
-        return np.stack(vectors) if vectors else np.empty((0, self.manifest.embedding_dim), "f4")
+    def _encode_all(self, results: _Results) -> Vector | list[Vector | VibematchError]:
+        manifest = self.manifest
+        with closing(self._each(results.photos, manifest, None)) as each:
+            for result in each:
+                results.add(result)
+        return results.gathered(manifest)
 
-    def encode_each(self, photos: Iterable[PhotoLike]) -> Iterator[Vector | VibematchError]:
+    def encode_each(
+        self, photos: Iterable[PhotoLike], *, fingerprint: str | None = None
+    ) -> Iterator[Vector | VibematchError]:
         """Encode photos one by one; an error takes the place of the vector it prevented.
 
         Photos are drawn from ``photos`` only as the server takes them, so an endless iterable of
-        paths is fine and needs little memory. All vectors come from the model that the server has
-        at the beginning: if it changes models, photos answered by the new one give a
-        :class:`ModelChangedError`.
+        paths is fine and needs little memory. Closing the iterator leaves the photos in flight at
+        once; the server may still compute those few.
+
+        All vectors come from one model: that of ``fingerprint``, or else the one that the server
+        says it has at the beginning (a question more). Photos that another model answers give a
+        :class:`ModelChangedError`, and so do all photos if the server does not have the wanted
+        model.
 
         Args:
-            photos: file bytes, paths or Pillow images.
+            photos: as for :meth:`encode`.
+            fingerprint: of the model whose vectors are wanted.
 
         Yields:
             For each photo, in order, a unit vector (float32, ``[embedding_dim]``) or the error.
 
         Raises:
             ServerError: the server does not answer at all.
+            StoreError: the file at ``cache_path`` is damaged or no vector cache.
         """
         refuse_single(photos)
-        manifest = self.manifest
-        waiting: deque[Future[Vector]] = deque()
-        for photo in photos:
-            waiting.append(self._send(photo, manifest))
-            if len(waiting) == self.max_in_flight:
-                yield _outcome(waiting.popleft())
-        while waiting:
-            yield _outcome(waiting.popleft())
+        model = self._present_model() if fingerprint is None else self._model(fingerprint)
+        yield from self._each(photos, model.result(), fingerprint)
+
+    def _each(
+        self, photos: Iterable[PhotoLike], manifest: Manifest, wanted: str | None
+    ) -> Generator[Vector | VibematchError, None, None]:
+        with closing(self._sent(photos, manifest, wanted)) as answers:
+            for answer in answers:
+                yield _outcome(answer)
 
     def close(self) -> None:
-        """Close the connection; a later call opens a new one."""
-        client = self.__dict__.pop("_client", None)
-        if client is not None:
-            client.close()
+        """Close the connection and the cache; a later call opens new ones."""
+        self._close()
 
-    def __enter__(self) -> Encoder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return (
-            f"Encoder({self.url!r}, timeout_s={self.timeout_s}, max_in_flight={self.max_in_flight})"
-        )
 
-    @cached_property
-    def _client(self) -> Any:
-        from tritonclient.grpc import InferenceServerClient  # here, as importing gRPC is slow
+class AsyncEncoder(_BaseEncoder):
+    """:class:`Encoder` for asyncio: the same arguments, and the same methods, awaited.
 
-        return InferenceServerClient(
-            self.url,
-            ssl=self.root_certificates is not None,
-            root_certificates=self.root_certificates and os.fspath(self.root_certificates),
-            channel_args=_CHANNEL_OPTIONS,
-        )
+    It may be shared between event loops. Photos are read, and decoded if they are, on the threads
+    of :func:`asyncio.to_thread`. Cancelling a task that awaits it leaves that task's photos at
+    once: no more are sent, and answers on their way are dropped.
+    """
 
-    def _ask(self, question: str, *arguments: str) -> Any:
-        """The answer to one of the questions that tritonclient can ask, e.g. a configuration."""
-        from tritonclient.utils import InferenceServerException
+    async def manifest(self) -> Manifest:
+        """See :attr:`Encoder.manifest`, which is no method."""
+        return await asyncio.wrap_future(await asyncio.to_thread(self._model))
 
+    async def info(self) -> ServerInfo:
+        """See :meth:`Encoder.info`."""
+        return await asyncio.to_thread(self._info)
+
+    @overload
+    async def encode(
+        self, photos: Iterable[PhotoLike], *, strict: Literal[True] = True
+    ) -> Vector: ...
+    @overload
+    async def encode(
+        self, photos: Iterable[PhotoLike], *, strict: Literal[False]
+    ) -> list[Vector | VibematchError]: ...
+    async def encode(
+        self, photos: Iterable[PhotoLike], *, strict: bool = True
+    ) -> Vector | list[Vector | VibematchError]:
+        """See :meth:`Encoder.encode`."""
+        photos = _listed(photos)
         try:
-            return getattr(self._client, question)(*arguments, client_timeout=self.timeout_s)
-        except InferenceServerException as error:
-            raise self._translate(error) from error
+            return await self._encode_all(_Results(photos, strict, first=True))
+        except ModelChangedError:
+            return await self._encode_all(_Results(photos, strict, first=False))
 
-    def _manifest_in(self, config: Any) -> Manifest:
-        text = config.parameters[MANIFEST_PARAMETER].string_value
-        if not text:
-            raise ServerError(
-                f"the model {MODEL!r} at {self.url} states no manifest; export it again"
-            )
-        return Manifest.from_json(text)
+    async def _encode_all(self, results: _Results) -> Vector | list[Vector | VibematchError]:
+        manifest = await self.manifest()
+        async with aclosing(self._each(results.photos, manifest, None)) as each:
+            async for result in each:
+                results.add(result)
+        return results.gathered(manifest)
 
-    def _send(self, photo: PhotoLike, manifest: Manifest) -> Future[Vector]:
-        from tritonclient.grpc import InferInput, InferRequestedOutput
+    async def encode_each(
+        self, photos: Iterable[PhotoLike], *, fingerprint: str | None = None
+    ) -> AsyncGenerator[Vector | VibematchError, None]:
+        """See :meth:`Encoder.encode_each`."""
+        refuse_single(photos)
+        if fingerprint is None:
+            model = await asyncio.to_thread(self._present_model)
+        else:
+            model = await asyncio.to_thread(self._model, fingerprint)
+        manifest = await asyncio.wrap_future(model)
+        async with aclosing(self._each(photos, manifest, fingerprint)) as each:
+            async for result in each:
+                yield result
 
-        answer: Future[Vector] = Future()
+    async def _each(
+        self, photos: Iterable[PhotoLike], manifest: Manifest, wanted: str | None
+    ) -> AsyncGenerator[Vector | VibematchError, None]:
+        answers = _Stepped(self._sent(photos, manifest, wanted))
         try:
-            content = read_photo(photo, manifest.preprocessing.max_bytes)
-        except InputError as error:
-            answer.set_exception(error)
-            return answer
-        tensor = InferInput(INPUT, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[content]], dtype=np.object_))
-        self._client.async_infer(
-            MODEL,
-            [tensor],
-            partial(self._receive, answer, manifest),
-            outputs=[InferRequestedOutput(OUTPUT), InferRequestedOutput(FINGERPRINT)],
-            client_timeout=self.timeout_s,
-            timeout=int(self.timeout_s / _WAITS * 1e6),
-        )
+            while (answer := await asyncio.to_thread(answers.step)) is not None:
+                if not answer.done():
+                    with suppress(VibematchError):
+                        await asyncio.wrap_future(answer)
+                yield _outcome(answer)
+        finally:
+            answers.close()
+
+    async def close(self) -> None:
+        """See :meth:`Encoder.close`."""
+        await asyncio.to_thread(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+class _Results:
+    """What comes of a list of photos: vectors, and errors where they are wanted."""
+
+    def __init__(self, photos: Sequence[PhotoLike], strict: bool, *, first: bool) -> None:
+        self.photos = photos
+        self._strict = strict
+        self._first = first
+        self._results: list[Any] = []
+
+    def add(self, result: Vector | VibematchError) -> None:
+        """Take the next photo's result, or raise it if it spoils all."""
+        if isinstance(result, ModelChangedError) and self._first:
+            raise result
+        if isinstance(result, VibematchError) and self._strict:
+            raise self._named(result) from result
+        self._results.append(result)
+
+    def gathered(self, manifest: Manifest) -> Vector | list[Vector | VibematchError]:
+        if not self._strict:
+            return self._results
+        if not self._results:
+            return np.empty((0, manifest.embedding_dim), np.float32)
+        vectors: Vector = np.stack(self._results)
+        return vectors
+
+    def _named(self, error: VibematchError) -> VibematchError:
+        index = len(self._results)
+        named = type(error)(f"{photo_name(index, self.photos[index])}: {error}")
+        if isinstance(error, PhotoError) and isinstance(named, PhotoError):
+            named.code = error.code
+        return named
+
+
+class _Stepped:
+    """A generator that threads step, one at a time; closing it does not wait for a step."""
+
+    def __init__(self, answers: Generator[Future[Vector], None, None]) -> None:
+        self._answers = answers
+        self._guard = threading.Lock()
+        self._is_closed = False
+
+    def step(self) -> Future[Vector] | None:
+        with self._guard:
+            answer = next(self._answers, None)
+        if self._is_closed:  # meanwhile
+            self.close()
         return answer
 
-    def _receive(self, answer: Future[Vector], manifest: Manifest, result: Any, error: Any) -> None:
-        # Runs on a gRPC thread: whatever goes wrong has to end up in the future, or it hangs.
-        try:
-            if error is not None:
-                raise self._translate(error) from error
-            _require_fingerprint(result.as_numpy(FINGERPRINT), manifest)
-            answer.set_result(_checked(result.as_numpy(OUTPUT), manifest.embedding_dim))
-        except Exception as problem:
-            answer.set_exception(problem)
-
-    def _translate(self, error: Any) -> VibematchError:
-        """Triton's error as ours; ``error`` is an ``InferenceServerException``."""
-        status = str(error.status()).removeprefix("StatusCode.")
-        reason = _one_line(error.message()).removeprefix(f"in ensemble '{MODEL}', ")
-        match status:
-            case "INVALID_ARGUMENT":
-                return PhotoError(reason)
-            case "DEADLINE_EXCEEDED":
-                return ServerTimeoutError(
-                    f"the server at {self.url} did not answer within {self.timeout_s:g} s"
-                )
-            case "NOT_FOUND" if "no available versions" in reason:
-                return ServerUnavailableError(
-                    f"the server at {self.url} is stopping or not ready: try again later"
-                )
-            case "NOT_FOUND":
-                return ServerError(
-                    f"the server at {self.url} has no model {MODEL!r}: "
-                    "point it at an exported model repository"
-                )
-            case "UNIMPLEMENTED":
-                return ServerError(
-                    f"no vibematch server is at {self.url}, but something else that speaks gRPC: "
-                    "start one with `vibematch serve`"
-                )
-            case "UNAVAILABLE" if _NOT_CONNECTED.match(reason):
-                return self._not_connected(reason)
-            case "UNAVAILABLE" if "queue" in reason or "timeout" in reason:
-                return ServerUnavailableError(
-                    f"the server at {self.url} is overloaded: try again later, or send fewer "
-                    "photos at once (max_in_flight)"
-                )
-            case "UNAVAILABLE" if "model" in reason:
-                return ServerUnavailableError(f"the server at {self.url} is not ready: {reason}")
-            case "UNAVAILABLE":
-                return self._not_connected(reason)
-        return ServerError(f"the server at {self.url} failed ({status}): {reason}")
-
-    def _not_connected(self, reason: str) -> ServerError:
-        """What to do about it, as far as gRPC's words tell."""
-        if refused := _NOT_TRUSTED.search(reason):
-            return ServerError(
-                f"the certificate of the server at {self.url} is not trusted ({refused['cause']}): "
-                "it has to be valid today, and signed by an authority in root_certificates"
-            )
-        if _OTHER_HOST in reason:
-            return ServerError(
-                f"the certificate of the server at {self.url} is for another host: use one of the "
-                "names or addresses that it lists"
-            )
-        if _OTHER_PROTOCOL.search(reason):
-            how = (
-                "in TLS: leave root_certificates out if the server does not encrypt"
-                if self.root_certificates
-                else "in plain gRPC: give root_certificates if the server encrypts"
-            )
-            return ServerUnavailableError(
-                f"something answers at {self.url}, but not {how}, and check that this is its gRPC "
-                "port (8001 by default; 8000 is HTTP)"
-            )
-        return ServerUnavailableError(
-            f"no vibematch server answers at {self.url}; start one with `vibematch serve`"
-        )
+    def close(self) -> None:
+        self._is_closed = True
+        if self._guard.acquire(blocking=False):  # else the step that is under way does it
+            try:
+                self._answers.close()
+            finally:
+                self._guard.release()
 
 
 def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
@@ -473,8 +570,44 @@ def _outcome(answer: Future[Vector]) -> Vector | VibematchError:
         return error
 
 
-def _tensors(stated: Iterable[Any]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(each.name, each.datatype, tuple(each.shape)) for each in stated)
+def _done(result: T) -> Future[T]:
+    future: Future[T] = Future()
+    future.set_result(result)
+    return future
+
+
+def _failed(error: VibematchError) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _listed(photos: Iterable[PhotoLike]) -> list[PhotoLike]:
+    refuse_single(photos)
+    return list(photos)
+
+
+def _protocol(url: str) -> str:
+    """What to speak at an address: ``grpc``, ``http`` or ``https``."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        host, _, port = url.rpartition(":")
+        if host and port.isdecimal():
+            return "grpc"
+    elif scheme in {"http", "https"} and re.fullmatch(
+        r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", rest, re.ASCII
+    ):
+        return scheme
+    raise InputError(
+        "the server's address must be HOST:PORT (its gRPC port), http://HOST:PORT or "
+        f"https://HOST:PORT, got {url!r}"
+    )
+
+
+def _tensors(stated: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(each["name"], each["datatype"], tuple(map(int, each["shape"]))) for each in stated
+    )
 
 
 def _require_certificates(path: Path) -> None:
@@ -485,20 +618,6 @@ def _require_certificates(path: Path) -> None:
         raise InputError(f"the certificates {path} cannot be read ({error.strerror})") from error
     if b"-----BEGIN CERTIFICATE-----" not in content:
         raise InputError(f"{path} holds no certificate in PEM format")
-
-
-def _require_fingerprint(fingerprints: npt.NDArray[Any] | None, manifest: Manifest) -> None:
-    """Make sure that an answer comes from the model of ``manifest``.
-
-    Raises:
-        ModelChangedError: it comes from another one.
-    """
-    stated = b"" if fingerprints is None else bytes(fingerprints.ravel()[0])
-    if stated.decode("ascii", "replace") != manifest.fingerprint:
-        raise ModelChangedError(
-            f"the server went over from model {manifest.fingerprint[:12]} to "
-            f"{stated[:12].decode('ascii', 'replace') or 'another'} meanwhile: ask it again"
-        )
 
 
 def _checked(vectors: npt.NDArray[Any] | None, dim: int) -> Vector:
@@ -515,7 +634,3 @@ def _checked(vectors: npt.NDArray[Any] | None, dim: int) -> Vector:
     if not abs(norm - 1.0) <= NORM_TOLERANCE:  # written so that NaN fails it too
         raise BadVectorError(f"the server answered a vector of length {norm:g} instead of 1")
     return vector.copy()  # free of the response's buffer
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "no reason given").split())

@@ -289,7 +289,7 @@ def test_client_notices_that_the_model_changed_meanwhile(
     tmp_path: Path,
 ) -> None:
     with (
-        Encoder(running.grpc_url, max_in_flight=1) as encoder,
+        Encoder(running.grpc_url, max_in_flight=1, cache_size=0) as encoder,
         MatchingEngine.open(tmp_path / "index", encoder=encoder) as engine,
     ):
         engine.add("before", photos=photos[:1])
