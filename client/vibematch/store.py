@@ -1,164 +1,182 @@
 """The truth about an index: users, their photos' vectors and attributes, in one SQLite file.
 
 A write is acknowledged when its method returns: it was one transaction, synced to the disk. One
-process writes at a time (an exclusive file lock says so); any number of others read meanwhile.
+process writes at a time (an exclusive lock on the file ``lock`` says so); any number of others
+read meanwhile.
 
-The file is ``store.sqlite3`` in the index folder, marked by ``application_id`` and
-``user_version`` (the format). ``sequence`` grows with every change and is a time in microseconds
-since 1970, so that a store restored from a backup never gives out a number a second time.
+The file is ``store.sqlite3`` in the folder of a generation (:mod:`vibematch.folder`), marked by
+``application_id`` and ``user_version`` (the format). What is in it, and how damage is noticed:
+:mod:`vibematch.records`. ``sequence`` grows with every change and is a time in microseconds since
+1970, so that a store restored from a backup never gives out a number a second time.
 """
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import json
 import math
-import os
+import shutil
 import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from vibematch.attributes import Condition, Value
 from vibematch.errors import (
     InputError,
     ManifestError,
     ModelMismatchError,
     StoreError,
-    StoreLockedError,
+)
+from vibematch.folder import (
+    FILENAME,
+    lock_index,
+    lock_next,
+    newest_generation,
+    next_folder,
+    publish_generation,
+    refuse_first_format,
+    require_empty,
+    sync_folder,
 )
 from vibematch.manifest import Manifest
+from vibematch.records import (
+    AMONG,
+    PUT_PHOTO,
+    PUT_USER,
+    SCHEMA,
+    Changes,
+    Meta,
+    Photo,
+    Profile,
+    StoredPhoto,
+    User,
+    all_users,
+    check_indexes,
+    check_profile,
+    checksum_of,
+    damaged,
+    name_of,
+    photo_checksum,
+    photos_of,
+    read_meta,
+    removed_after,
+    sealed,
+    updated,
+    users_where,
+    with_photos,
+    wrapped,
+)
+from vibematch.vectors import Vector, unit_means
 
-Vector: TypeAlias = npt.NDArray[np.float32]
-Value: TypeAlias = str | int | float | bool
-"""What an attribute can be."""
-Condition: TypeAlias = Value | Sequence[Value] | AbstractSet[Value] | tuple[float, float]
-"""What a filter asks of an attribute: a value, one of a list or set, or a ``(low, high)`` range."""
-Where: TypeAlias = Mapping[str, Condition]
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
+"""Integer ids of users."""
 
-FILENAME: Final = "store.sqlite3"
-LOCK_FILENAME: Final = "lock"
 APPLICATION_ID: Final = 0x7669_6265  # "vibe"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
-_SCHEMA: Final = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {FORMAT};
-CREATE TABLE meta (
-    manifest TEXT NOT NULL,
-    sequence INTEGER NOT NULL
-);
-CREATE TABLE users (
-    user_id TEXT PRIMARY KEY,
-    attributes TEXT NOT NULL,
-    revision INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX users_by_revision ON users (revision);
-CREATE TABLE photos (
-    id INTEGER PRIMARY KEY,
-    user_id TEXT NOT NULL REFERENCES users ON DELETE CASCADE,
-    content_sha256 TEXT NOT NULL,
-    path TEXT,
-    vector BLOB NOT NULL,
-    UNIQUE (user_id, content_sha256)
-);
+_PRAGMAS: Final = """
+PRAGMA trusted_schema = OFF;
+PRAGMA cell_size_check = ON;
+PRAGMA secure_delete = ON;
+PRAGMA synchronous = FULL;
+PRAGMA journal_size_limit = 67108864;
+PRAGMA schema_version;
 """
-_ONE_OF: Final = "json_extract(attributes, ?) IN (SELECT value FROM json_each(?))"
-_IN_RANGE: Final = "json_extract(attributes, ?) BETWEEN ? AND ?"
-_USERS_PER_QUERY: Final = 10_000
+_SCHEMA_QUERY: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
 
-
-@dataclass(frozen=True)
-class StoredPhoto:
-    """One photo as the store keeps it.
-
-    Attributes:
-        content_sha256: hex digest of the photo file, which recognises it when it comes again.
-        vector: its unit vector, float32, ``[embedding_dim]``.
-        path: the file, where there is one.
-    """
-
-    content_sha256: str
-    vector: Vector
-    path: str | None = None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What to write about one user.
-
-    Attributes:
-        user_id: whom it is about.
-        photos: photos to add to those already there.
-        attributes: replace the stored ones; ``None`` leaves them as they are.
-    """
-
-    user_id: str
-    photos: Sequence[StoredPhoto] = ()
-    attributes: Mapping[str, Value] | None = None
+_BUSY_S: Final = 5.0
+_WRITER_CACHE_KIB: Final = 32 * 1024
+_LONGEST_VALUE: Final = 64 * 2**20
+_PROFILES_PER_CHUNK: Final = 512
+_USERS_PER_QUERY: Final = 2_000
+_PAGES_PER_STEP: Final = 256
 
 
 class ProfileStore:
     """Users, photos and attributes of one index. Use :meth:`open` or :meth:`create`.
 
+    A store may be shared between threads; readers do not wait for writers. What a method returned
+    before is what the next reads see, in whatever thread.
+
     Attributes:
         path: the index folder.
+        folder: that of the generation, ``path / "1"`` at first.
         manifest: the model whose vectors these are.
         read_only: whether writing is refused.
         closed: whether :meth:`close` was called.
     """
 
-    def __init__(
-        self, path: Path, database: sqlite3.Connection, lock: IO[str] | None, manifest: Manifest
-    ) -> None:
+    def __init__(self, path: Path, folder: Path, lock: IO[str] | None) -> None:
         self.path = path
-        self.manifest = manifest
+        self.folder = folder
         self.read_only = lock is None
         self.closed = False
-        self._database = database
         self._lock_file = lock
-        self._guard = threading.RLock()
+        self._write_guard = threading.RLock()
+        self._pool_guard = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._thread = threading.local()
+        self._indexes_checked = False
+        with _readable_errors(path):
+            self._uri = _uri(folder / FILENAME, read_only=self.read_only)
+            self._read_uri = self._uri.replace("?mode=rw", "?mode=ro")
+            # A writer's own connection; in a reader it watches for changes.
+            self._database = _connect(self._uri)
+            try:
+                if not self.read_only:
+                    self._database.execute("PRAGMA journal_mode = WAL")
+                    self._database.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+                self.manifest = _read_manifest(path, self._database)
+                self._seen = self._state()
+            except BaseException:
+                self._database.close()
+                raise
 
     # --- opening and closing
 
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether an index folder is at ``path`` (a creation cut short does not count)."""
-        file = path / FILENAME
-        return file.is_file() and file.stat().st_size > 0
+        return newest_generation(path) is not None
 
     @classmethod
     def create(cls, path: Path, manifest: Manifest) -> ProfileStore:
         """Make a new, empty index for vectors of one model, and open it for writing.
 
         Raises:
-            StoreError: something else is there, or the folder cannot be written.
+            StoreError: something is there already, or the folder cannot be written.
             StoreLockedError: another process is making it.
         """
-        _require_empty(path)
+        require_empty(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"no index can be made at {path} ({error.strerror})") from error
-        lock = _lock(path)
+        lock = lock_index(path)
         try:
-            with _readable_errors(path):
-                database = sqlite3.connect(path / FILENAME, isolation_level=None)
-                database.executescript(f"BEGIN; {_SCHEMA}")
-                database.execute("INSERT INTO meta VALUES (?, ?)", (manifest.to_json(), _now_us()))
-                database.execute("COMMIT")
-                database.close()
-        finally:
+            require_empty(path)  # another process may have been quicker
+            unfinished = path / "1.new"
+            try:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
+                _create_file(unfinished, manifest)
+                publish_generation(unfinished, path / "1")
+            except (OSError, sqlite3.Error) as error:
+                raise StoreError(f"no index can be made at {path} ({error})") from error
+            return cls(path, path / "1", lock)
+        except BaseException:
             lock.close()
-        return cls.open(path)
+            raise
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool = False) -> ProfileStore:
@@ -170,27 +188,86 @@ class ProfileStore:
                 disk.
 
         Raises:
-            StoreError: no index is there, or it is damaged, foreign, or of a newer format.
+            StoreError: no index is there, or it is damaged, foreign, or of another format.
             StoreLockedError: another process is writing to it.
         """
         if not cls.exists(path):
+            refuse_first_format(path)
             raise StoreError(f"no index at {path}; make one with `vibematch add {path} PHOTOS`")
-        lock = None if read_only else _lock(path)
+        lock = None if read_only else lock_index(path)
         try:
-            with _readable_errors(path):
-                database = _connect(path / FILENAME, read_only)
-                manifest = _read_manifest(path, database)
+            return cls(path, path / str(newest_generation(path)), lock)
         except BaseException:
             if lock is not None:
                 lock.close()
             raise
-        return cls(path, database, lock, manifest)
+
+    @classmethod
+    def open_next(cls, path: Path, manifest: Manifest) -> ProfileStore:
+        """Open the generation that is to replace the present one, for writing; make it if new.
+
+        It has a lock of its own, and nobody reads it before :meth:`publish`. What is there may be
+        of another model than ``manifest``.
+
+        Raises:
+            StoreError: it cannot be written, or it is damaged.
+            StoreLockedError: another process is filling it.
+        """
+        folder = next_folder(path)
+        lock = lock_next(path, folder)
+        try:
+            if not (folder / FILENAME).exists():
+                _create_file(folder, manifest)
+            return cls(path, folder, lock)
+        except (OSError, sqlite3.Error) as error:
+            lock.close()
+            raise StoreError(f"the index at {path} cannot be written ({error})") from error
+        except BaseException:
+            lock.close()
+            raise
+
+    def publish(self) -> None:
+        """Close this store, which is from :meth:`open_next`, and let it answer from now on.
+
+        The caller holds the index's lock.
+
+        Raises:
+            StoreError: the disk does not take it.
+        """
+        lock, self._lock_file = self._lock_file, None  # nobody else opens it before it has moved
+        self.close()
+        try:
+            publish_generation(self.folder, self.path / self.folder.stem)
+        except OSError as error:
+            raise StoreError(f"the index at {self.path} cannot be written ({error})") from error
+        finally:
+            if lock is not None:
+                lock.close()
+
+    def reopened(self) -> ProfileStore:
+        """Open the generation that answers by now.
+
+        A writer's lock goes over to the new store; this one can only be read from then on, and
+        has to be closed.
+
+        Raises:
+            StoreError: as :meth:`open` does.
+        """
+        with self._write_guard:
+            folder = self.path / str(newest_generation(self.path))
+            newest = ProfileStore(self.path, folder, self._lock_file)
+            self.read_only, self._lock_file = True, None
+            return newest
 
     def close(self) -> None:
         """Close the file and let others write; harmless when done twice."""
-        with self._guard:
-            self.closed = True
-            self._database.close()
+        with self._write_guard:
+            with self._pool_guard:
+                self.closed = True
+                for database in self._idle:
+                    database.close()
+                self._idle.clear()
+            self._database.close()  # last: a writer's takes the write-ahead log along
             if self._lock_file is not None:
                 self._lock_file.close()
 
@@ -204,26 +281,31 @@ class ProfileStore:
             raise ModelMismatchError(
                 f"the index at {self.path} holds vectors of model "
                 f"{self.manifest.fingerprint[:12]}, but the encoder makes those of "
-                f"{offered.fingerprint[:12]}: serve the first model again, or add the photos to a "
-                "new index"
+                f"{offered.fingerprint[:12]}: serve the first model again, go over to the new one "
+                f"with `vibematch reindex {self.path}`, or add the photos to a new index"
             )
 
     # --- writing
 
     def write(self, profiles: Iterable[Profile]) -> int:
-        """Add photos and set attributes, of any number of users, in one transaction.
+        """Add photos and set attributes and preferences, of any number of users, at one stroke.
 
-        A user who is not there yet is created with the first photo; a photo that its user already
-        has is left alone.
+        It is one transaction, whatever the number. A user who is not there yet is created with
+        the first photo. A photo whose ``photo_id`` the user has already replaces that one, unless
+        the content is the same; one without ``photo_id`` is left out if the user has its content.
+
+        Args:
+            profiles: taken one by one; reads in between see the state before.
 
         Returns:
-            How many photos were new.
+            How many photos were new or replaced.
 
         Raises:
+            InputError: a profile cannot be stored; nothing was changed then.
             StoreError: the index is read-only, or cannot be written; nothing was changed then.
         """
-        with self._writing() as sequence:
-            return sum(self._write_profile(profile, sequence) for profile in profiles)
+        with self._writing() as transaction:
+            return sum(map(transaction.write, _chunks(profiles, _PROFILES_PER_CHUNK)))
 
     def remove(self, user_id: str) -> bool:
         """Delete a user with all photos; returns whether there was one.
@@ -231,344 +313,516 @@ class ProfileStore:
         Raises:
             StoreError: the index is read-only, or cannot be written.
         """
-        with self._writing():
-            return (
-                self._database.execute("DELETE FROM users WHERE user_id = ?", (user_id,)).rowcount
-                > 0
-            )
+        with self._writing() as transaction:
+            return transaction.remove(user_id)
 
-    def _write_profile(self, profile: Profile, sequence: int) -> int:
-        user_id, execute = profile.user_id, self._database.execute
-        if profile.photos:
-            execute("INSERT OR IGNORE INTO users VALUES (?, '{}', ?)", (user_id, sequence))
-        if profile.attributes is not None:
-            text = json.dumps(dict(profile.attributes), ensure_ascii=False, allow_nan=False)
-            execute("UPDATE users SET attributes = ? WHERE user_id = ?", (text, user_id))
-        added = sum(
-            execute(
-                "INSERT OR IGNORE INTO photos (user_id, content_sha256, path, vector) "
-                "VALUES (?, ?, ?, ?)",
-                (user_id, photo.content_sha256, photo.path, photo.vector.astype("<f4").tobytes()),
-            ).rowcount
-            for photo in profile.photos
-        )
-        if added:  # the vector changed: whoever follows the revisions has to look again
-            execute("UPDATE users SET revision = ? WHERE user_id = ?", (sequence, user_id))
-        return added
+    def remove_photo(self, user_id: str, photo_id: str) -> bool:
+        """Delete one photo of a user; returns whether there was one.
+
+        Raises:
+            InputError: it is the user's last.
+            StoreError: the index is read-only, or cannot be written.
+        """
+        with self._writing() as transaction:
+            return transaction.remove_photo(user_id, photo_id)
+
+    def compact(self) -> None:
+        """Forget which users were removed, and give the space of what is gone back to the disk.
+
+        Done in small steps, between which others may write.
+
+        Raises:
+            StoreError: the index is read-only, or cannot be written.
+        """
+        with self._writing() as transaction:
+            transaction.forget_removals()
+        before, free = math.inf, sys.maxsize
+        while 0 < free < before:
+            with self._write_guard, _readable_errors(self.path):
+                self._database.execute(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()
+                before, (free,) = free, self._database.execute("PRAGMA freelist_count").fetchone()
+        with self._write_guard, _readable_errors(self.path):
+            # What was removed is still in the log. Somebody who reads just now is not waited for.
+            self._database.execute("PRAGMA busy_timeout = 0")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._database.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_S:.0f}")
+
+    @contextmanager
+    def _writing(self) -> Iterator[_Transaction]:
+        with self._write_guard, _readable_errors(self.path):
+            if self.read_only:
+                raise StoreError(f"the index at {self.path} was opened read-only")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                transaction = _Transaction(self)
+                yield transaction
+                transaction.finish()
+                self._database.execute("COMMIT")
+            except BaseException:
+                self._database.rollback()
+                raise
 
     # --- reading
 
     @property
     def sequence(self) -> int:
         """Number of the last write."""
-        return int(self._one("SELECT sequence FROM meta")[0])
+        return self._meta().sequence
 
     def count_users(self) -> int:
         """How many users there are."""
-        return int(self._one("SELECT count(*) FROM users")[0])
+        return self._meta().users
 
     def count_photos(self) -> int:
         """How many photos there are."""
-        return int(self._one("SELECT count(*) FROM photos")[0])
+        return self._meta().photos
 
     def __contains__(self, user_id: object) -> bool:
-        if not isinstance(user_id, str):
-            return False
-        return bool(self._all("SELECT 1 FROM users WHERE user_id = ?", user_id))
+        return isinstance(user_id, str) and self._user(user_id) is not None
 
-    def user_ids(self) -> set[str]:
-        """All user ids."""
-        return {user_id for (user_id,) in self._all("SELECT user_id FROM users")}
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Ids of all users, ascending, int64, ``[number of users]``."""
+        with self.reading(), self._reader() as database:
+            return np.fromiter((user.id for user in all_users(database)), np.int64)
 
     def neighbours(self, user_id: str, count: int) -> list[str]:
         """Up to ``2 * count`` user ids, those around the place where ``user_id`` would sort."""
-        before = self._all(
-            "SELECT user_id FROM users WHERE user_id < ? ORDER BY user_id DESC LIMIT ?",
-            user_id, count,
-        )  # fmt: skip
-        after = self._all(
-            "SELECT user_id FROM users WHERE user_id > ? ORDER BY user_id LIMIT ?", user_id, count
-        )
+        with self._reader() as database:
+            before = database.execute(
+                "SELECT user_id FROM users WHERE user_id < ? ORDER BY user_id DESC LIMIT ?",
+                (user_id, count),
+            ).fetchall()
+            after = database.execute(
+                "SELECT user_id FROM users WHERE user_id > ? ORDER BY user_id LIMIT ?",
+                (user_id, count),
+            ).fetchall()
         return [name for (name,) in before + after]
 
     def attributes(self, user_id: str) -> dict[str, Value] | None:
         """A user's attributes, or ``None`` if there is no such user."""
-        rows = self._all("SELECT attributes FROM users WHERE user_id = ?", user_id)
-        return dict(json.loads(rows[0][0])) if rows else None
+        user = self._user(user_id)
+        return None if user is None else user.as_row().attributes
 
-    def photo_paths(self, user_id: str) -> list[Path]:
-        """Files of a user's photos, in the order they were added; those without a file left out."""
-        rows = self._all(
-            "SELECT path FROM photos WHERE user_id = ? AND path IS NOT NULL ORDER BY id", user_id
-        )
-        return [Path(path) for (path,) in rows]
+    def preferences(self, user_id: str) -> dict[str, Condition] | None:
+        """What a user wants the others to be, or ``None`` if there is no such user."""
+        user = self._user(user_id)
+        return None if user is None else user.as_row().preferences
+
+    def photos(self, user_id: str) -> list[StoredPhoto]:
+        """A user's photos, in the order they were added; none if there is no such user."""
+        with self.reading(), self._reader() as database:
+            user = self._user(user_id)
+            if user is None:
+                return []
+            return [photo.as_stored() for photo in photos_of(database, [user])[user.id]]
 
     def has_photo(self, user_id: str, content_sha256: str) -> bool:
-        """Whether a user has this very photo."""
-        return bool(
-            self._all(
-                "SELECT 1 FROM photos WHERE user_id = ? AND content_sha256 = ?",
-                user_id, content_sha256,
-            )
-        )  # fmt: skip
+        """Whether a user has a photo of this very content."""
+        return any(photo.content_sha256 == content_sha256 for photo in self.photos(user_id))
 
-    def qualifying(self, where: Where) -> list[str]:
-        """Users whose attributes meet every condition, sorted.
+    def changes(self, after: int) -> Changes:
+        """What became different after a sequence number; 0 for everything.
 
-        Raises:
-            InputError: a condition makes no sense.
+        Everything is also what one gets for a number that is older than the last :meth:`compact`,
+        or that this store has not reached yet (it was restored from a backup).
         """
-        clauses, values = _filter(where)
-        sql = f"SELECT user_id FROM users WHERE {clauses} ORDER BY user_id"  # noqa: S608 (fixed text)
-        return [user_id for (user_id,) in self._all(sql, *values)]
+        with self.reading(), self._reader() as database:
+            meta = read_meta(database)
+            self._check_indexes(database)
+            if not meta.removals_since <= after <= meta.sequence:
+                users = [user.as_row() for user in all_users(database)]
+                return Changes(meta.sequence, users, None)
+            found = users_where(database, "revision > ? ORDER BY id", after)
+            removed = removed_after(database, meta, after)
+            return Changes(meta.sequence, [user.as_row() for user in found], removed)
 
-    def revisions(self, *, after: int) -> dict[str, int]:
-        """User → sequence number of the last change of the vector, of those changed later."""
-        return dict(self._all("SELECT user_id, revision FROM users WHERE revision > ?", after))
-
-    def user_vectors(self, user_ids: Sequence[str]) -> Vector:
+    def user_vectors(self, ids: Ids) -> Vector:
         """One vector per user: the mean over the user's photos, scaled to unit length.
 
         Where photos cancel out to (nearly) nothing, the first photo speaks for the user.
 
         Args:
-            user_ids: users that exist.
+            ids: users that exist.
 
         Returns:
-            Unit vectors, float32, ``[number of users, embedding_dim]``, in the given order.
+            Unit vectors, float32, ``[number of ids, embedding_dim]``, in the given order.
+
+        Raises:
+            InputError: there is no such user.
         """
-        vectors = np.empty((len(user_ids), self.manifest.embedding_dim), np.float32)
-        for start in range(0, len(user_ids), _USERS_PER_QUERY):
-            some = user_ids[start : start + _USERS_PER_QUERY]
-            vectors[start : start + len(some)] = self._some_user_vectors(some)
-        return vectors
+        means = np.empty((len(ids), self.manifest.embedding_dim), np.float32)
+        with self.reading():
+            for start in range(0, len(ids), _USERS_PER_QUERY):
+                some = ids[start : start + _USERS_PER_QUERY]
+                vectors, positions = self._photo_vectors(some)
+                starts = np.searchsorted(positions, np.arange(len(some)))
+                if len(np.unique(positions)) < len(some):
+                    raise InputError(f"one of the users {some} is not in the index at {self.path}")
+                means[start : start + len(some)] = unit_means(vectors, starts)
+        return means
+
+    def photo_vectors(self, ids: Ids) -> tuple[Vector, npt.NDArray[np.int64]]:
+        """The vectors of all photos of users.
+
+        Args:
+            ids: users, of whom some may be gone.
+
+        Returns:
+            Unit vectors, float32, ``[number of photos, embedding_dim]``, and for each the position
+            of its user in ``ids``, int64, ascending.
+        """
+        with self.reading():
+            parts = [
+                (vectors, positions + start)
+                for start in range(0, len(ids), _USERS_PER_QUERY)
+                for vectors, positions in [self._photo_vectors(ids[start:][:_USERS_PER_QUERY])]
+            ]
+        empty = np.empty((0, self.manifest.embedding_dim), np.float32), np.empty(0, np.int64)
+        vectors, positions = zip(empty, *parts, strict=True)
+        return np.concatenate(vectors), np.concatenate(positions)
+
+    def profiles(self) -> Iterator[Profile]:
+        """All users with all photos, in the order of their ids, read as they are taken.
+
+        They are of one state, that of the first one taken.
+        """
+        with self._borrowed() as database:
+            database.execute("BEGIN")
+            try:
+                for users in _chunks(all_users(database), _USERS_PER_QUERY):
+                    photos = photos_of(database, users)
+                    for user in users:
+                        row = user.as_row()
+                        theirs = [photo.as_stored() for photo in photos[user.id]]
+                        yield Profile(user.user_id, theirs, row.attributes, row.preferences)
+            finally:
+                database.rollback()
+
+    def changed(self) -> bool:
+        """Whether another process has written, or switched generation, since the last call.
+
+        Cheap enough to ask often. Where :attr:`superseded` is true, the index has to be opened
+        anew (:meth:`reopened`).
+        """
+        with self._write_guard, _readable_errors(self.path):
+            before, self._seen = self._seen, self._state()
+            return before != self._seen
+
+    @property
+    def superseded(self) -> bool:
+        """Whether what is open here is no longer what the index holds."""
+        log = self.folder / f"{FILENAME}-wal"
+        newest = newest_generation(self.path)
+        # A file opened as one that nobody writes, but now there is a log beside it.
+        return (newest is not None and self.path / str(newest) != self.folder) or (
+            self._uri.endswith("immutable=1") and log.exists()
+        )
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Let several reads see one and the same state, whatever a writer does meanwhile."""
-        with self._guard, _readable_errors(self.path):
-            self._database.execute("BEGIN")
+        """Let several reads of this thread see one state, whatever a writer does meanwhile."""
+        if self._held() is not None:
+            yield
+            return
+        with self._borrowed() as database:
+            database.execute("BEGIN")
+            self._thread.database = database
             try:
                 yield
             finally:
-                self._database.execute("COMMIT")
+                self._thread.database = None
+                database.rollback()  # nothing was written
 
-    def _some_user_vectors(self, user_ids: Sequence[str]) -> Vector:
-        rows = self._all(
-            "SELECT user_id, vector FROM photos "
-            "WHERE user_id IN (SELECT value FROM json_each(?)) ORDER BY user_id, id",
-            json.dumps(user_ids),
-        )
-        dim = self.manifest.embedding_dim
-        if any(len(blob) != 4 * dim for _, blob in rows):
-            raise StoreError(
-                f"the index at {self.path} is damaged (a vector is not {dim} numbers long): "
-                "restore it from a backup, or add the photos to a new one"
-            )
-        owners = np.array([user_id for user_id, _ in rows], dtype=np.object_)
-        photos = np.frombuffer(b"".join(blob for _, blob in rows), "<f4").reshape(-1, dim)
-        starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
-        means = _unit_means(photos, starts)
-        place = {owner: row for row, owner in enumerate(owners[starts])}
-        return means[[place[user_id] for user_id in user_ids]]
-
-    def _all(self, sql: str, *values: object) -> list[Any]:
-        with self._guard, _readable_errors(self.path):
-            return self._database.execute(sql, values).fetchall()
-
-    def _one(self, sql: str) -> Any:
-        return self._all(sql)[0]
+    def _held(self) -> sqlite3.Connection | None:
+        held: sqlite3.Connection | None = getattr(self._thread, "database", None)
+        return held
 
     @contextmanager
-    def _writing(self) -> Iterator[int]:
-        if self.read_only:
-            raise StoreError(f"the index at {self.path} was opened read-only")
-        with self._guard, _readable_errors(self.path):
-            self._database.execute("BEGIN IMMEDIATE")
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        """The connection of this thread's :meth:`reading`, or any."""
+        held = self._held()
+        if held is None:
+            with self._borrowed() as database:
+                yield database
+        else:
+            with _readable_errors(self.path):
+                yield held
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[sqlite3.Connection]:
+        with _readable_errors(self.path):
+            with self._pool_guard:
+                if self.closed:
+                    raise StoreError(f"the index at {self.path} is closed")
+                database = self._idle.pop() if self._idle else _connect(self._read_uri)
             try:
-                before = self._database.total_changes
-                sequence = max(self.sequence + 1, _now_us())
-                yield sequence
-                if self._database.total_changes != before:
-                    self._database.execute("UPDATE meta SET sequence = ?", (sequence,))
-                self._database.execute("COMMIT")
-            except BaseException:
-                self._database.rollback()
-                raise
+                yield database
+            finally:
+                with self._pool_guard:
+                    if self.closed:
+                        database.close()
+                    else:
+                        self._idle.append(database)
+
+    def _meta(self) -> Meta:
+        with self._reader() as database:
+            return read_meta(database)
+
+    def _user(self, user_id: str) -> User | None:
+        with self._reader() as database:
+            found = users_where(database, "user_id = ?", user_id)
+            if not found:
+                self._check_indexes(database)
+            return found[0] if found else None
+
+    def _check_indexes(self, database: sqlite3.Connection) -> None:
+        """Make sure, once, that what the indexes of users do not find is not there."""
+        if not self._indexes_checked:
+            check_indexes(database)
+            self._indexes_checked = True
+
+    def _photo_vectors(self, ids: Ids) -> tuple[Vector, npt.NDArray[np.int64]]:
+        with self._reader() as database:
+            names = json.dumps([int(number) for number in ids])
+            users = users_where(database, f"id {AMONG}", names)
+            if len(users) < len(ids):
+                self._check_indexes(database)
+            photos = photos_of(database, users)
+        blobs: list[bytes] = []
+        positions: list[int] = []
+        for position, number in enumerate(ids):
+            theirs = photos.get(int(number), ())
+            blobs.extend(photo.vector for photo in theirs)
+            positions.extend([position] * len(theirs))
+        vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(-1, self.manifest.embedding_dim)
+        return vectors.astype(np.float32, copy=False), np.array(positions, np.int64)
+
+    def _state(self) -> tuple[int, bool]:
+        (version,) = self._database.execute("PRAGMA data_version").fetchone()
+        return version, self.superseded
 
 
-def value_from_text(text: str) -> Value:
-    """Read an attribute from a CSV cell or the command line.
+class _Transaction:
+    """Changes to a store that become true together.
 
-    What looks like a number becomes one, ``true`` and ``false`` become what they say.
+    Sums are kept up by differences, so that damage which is there stays noticeable.
     """
-    if text in {"true", "false"}:
-        return text == "true"
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        # "007", "1_000" and "nan" are names, not numbers.
-        if str(value) == text and math.isfinite(value):
-            return value
-    return text
 
+    def __init__(self, store: ProfileStore) -> None:
+        self._store = store
+        self._database = store._database
+        self._before = read_meta(self._database)
+        self._meta = replace(self._before)
+        self._sequence = max(self._meta.sequence + 1, _now_us())
 
-def check_attributes(attributes: Mapping[str, Value]) -> None:
-    """Refuse attributes that could not be stored and found again.
+    def finish(self) -> None:
+        """Note in ``meta`` what has become of the whole."""
+        if self._meta != self._before:
+            self._meta.sequence = self._sequence
+            self._meta.put(self._database)
 
-    Raises:
-        InputError: naming the attribute.
-    """
-    for name, value in attributes.items():
-        _check_name(name)
-        _check_value(name, value)
+    def write(self, profiles: Sequence[Profile]) -> int:
+        """Put some users; returns how many photos were new or replaced."""
+        for profile in profiles:
+            check_profile(profile, self._store.manifest.embedding_dim)
+        stored = self._users(profile.user_id for profile in profiles)
+        photos = photos_of(self._database, list(stored.values()))
+        users = dict(stored)
+        new_photos: list[Photo] = []
+        for profile in profiles:
+            user = users.get(profile.user_id)
+            if user is None:
+                if not profile.photos:
+                    continue
+                user = self._new_user(profile.user_id)
+            theirs = photos.setdefault(user.id, [])
+            added = [self._new_photo(user.id, theirs, given) for given in profile.photos]
+            new_photos += (photo for photo in added if photo is not None)
+            user = with_photos(user, theirs) if any(added) else user
+            users[profile.user_id] = updated(user, profile)
+        self._database.executemany(PUT_PHOTO, new_photos)
+        self._put(stored, users)
+        return len(new_photos)
 
-
-def _check_name(name: object) -> None:
-    # Names become JSON paths, which cannot express these two characters.
-    if not isinstance(name, str) or not name.isprintable() or not name or set(name) & {'"', "\\"}:
-        raise InputError(
-            "an attribute's name must be printable text without quotes or backslashes, got "
-            f"{name!r}"
+    def remove(self, user_id: str) -> bool:
+        """Delete a user; returns whether there was one."""
+        user = self._users([user_id]).get(user_id)
+        if user is None:
+            return False
+        self._database.execute("DELETE FROM photos WHERE user = ?", (user.id,))
+        self._database.execute("DELETE FROM users WHERE id = ?", (user.id,))
+        number = self._meta.removals + 1
+        self._database.execute(
+            "INSERT INTO removals VALUES (?, ?, ?, ?)", sealed((number, self._sequence, user.id))
         )
+        self._meta.removals = number
+        self._meta.users -= 1
+        self._meta.users_sum = wrapped(self._meta.users_sum - checksum_of(user))
+        self._meta.photos -= user.photos
+        return True
 
+    def remove_photo(self, user_id: str, photo_id: str) -> bool:
+        """Delete one photo of a user; returns whether there was one."""
+        stored = self._users([user_id])
+        if user_id not in stored:
+            return False
+        user = stored[user_id]
+        photos = {name_of(photo): photo for photo in photos_of(self._database, [user])[user.id]}
+        gone = photos.pop(photo_id, None)
+        if gone is None:
+            return False
+        if not photos:
+            raise InputError(
+                f"photo {photo_id!r} is the last one of user {user_id!r}: remove the user"
+            )
+        self._database.execute("DELETE FROM photos WHERE id = ?", (gone.id,))
+        self._put(stored, {user_id: with_photos(user, list(photos.values()))})
+        return True
 
-def _check_value(name: str, value: object) -> None:
-    if not isinstance(value, str | int | float):  # bool is an int
-        raise InputError(
-            f"attribute {name!r} must be text, a number or true/false, got {type(value).__name__}"
+    def forget_removals(self) -> None:
+        """Empty the log of removals."""
+        self._database.execute("DELETE FROM removals")
+        meta = replace(
+            self._meta,
+            removals_forgotten=self._meta.removals,
+            removals_since=self._meta.sequence,
         )
-    if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-        raise InputError(f"attribute {name!r} holds broken text: {value!r}")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InputError(f"attribute {name!r} is too large an integer: {value}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"attribute {name!r} must be finite, got {value}")
+        meta.put(self._database)
+
+    def _users(self, user_ids: Iterable[str]) -> dict[str, User]:
+        names = set(user_ids)
+        found = users_where(self._database, f"user_id {AMONG}", json.dumps(list(names)))
+        if len(found) < len(names):
+            self._store._check_indexes(self._database)
+        return {user.user_id: user for user in found}
+
+    def _new_user(self, user_id: str) -> User:
+        self._meta.last_user += 1
+        return User(self._meta.last_user, user_id, "{}", "{}", 0, 0, 0, 0)
+
+    def _new_photo(self, user: int, theirs: list[Photo], given: StoredPhoto) -> Photo | None:
+        """The photo as it is to be stored and is now among ``theirs``; ``None`` if known."""
+        content = bytes.fromhex(given.content_sha256)
+        name = given.photo_id or given.content_sha256
+        at = next((at for at, photo in enumerate(theirs) if name_of(photo) == name), len(theirs))
+        comparable = theirs[at : at + 1] if given.photo_id else theirs
+        if any(photo.content == content for photo in comparable):
+            return None
+        if at < len(theirs):
+            number = theirs[at].id
+        else:
+            self._meta.last_photo += 1
+            number = self._meta.last_photo
+        own_name = "" if name == given.content_sha256 else name
+        vector = np.asarray(given.vector, "<f4").tobytes()
+        fields = (number, user, own_name, content, given.path, vector)
+        theirs[at : at + 1] = [Photo(*fields, photo_checksum(*fields))]
+        return theirs[at]
+
+    def _put(self, stored: Mapping[str, User], users: Mapping[str, User]) -> None:
+        """Write the users that are not as they are stored, with this transaction's number."""
+        rows, meta = [], self._meta
+        for user_id, user in users.items():
+            before = stored.get(user_id)
+            if user == before:
+                continue
+            vectors_changed = before is None or user.photos_sum != before.photos_sum
+            new = user._replace(
+                revision=self._sequence,
+                vector_revision=self._sequence if vectors_changed else user.vector_revision,
+            )
+            rows.append(sealed(new))
+            meta.users_sum += rows[-1][-1]
+            meta.photos += user.photos
+            if before is None:
+                meta.users += 1
+            else:
+                meta.users_sum -= checksum_of(before)
+                meta.photos -= before.photos
+        meta.users_sum = wrapped(meta.users_sum)
+        self._database.executemany(PUT_USER, rows)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogates, which no encoding can store."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_Item = TypeVar("_Item")
 
 
-def _filter(where: Where) -> tuple[str, list[object]]:
-    clauses, values = ["TRUE"], []
-    for name, condition in where.items():
-        _check_name(name)
-        path = f'$."{name}"'
-        if isinstance(condition, tuple):
-            low, high = _checked_range(name, condition)
-            clauses.append(_IN_RANGE)
-            values += [path, low, high]
-            continue
-        choices = list(condition) if isinstance(condition, list | AbstractSet) else [condition]
-        for choice in choices:
-            _check_value(name, choice)
-        clauses.append(_ONE_OF)
-        values += [path, json.dumps(choices)]
-    return " AND ".join(clauses), values
+def _chunks(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
-def _checked_range(name: str, bounds: tuple[object, ...]) -> tuple[float, float]:
-    numbers = [bound for bound in bounds if isinstance(bound, int | float) and bound == bound]
-    if len(bounds) != 2 or len(numbers) != 2:
-        raise InputError(
-            f"the range for {name!r} must be (low, high), two numbers (one-of is a list), got "
-            f"{bounds!r}"
+def _create_file(folder: Path, manifest: Manifest) -> None:
+    """Write an empty store; it is whole from the moment it has a name."""
+    unnamed = folder / f"{FILENAME}.new"
+    unnamed.unlink(missing_ok=True)
+    with closing(sqlite3.connect(unnamed, isolation_level=None)) as database:
+        database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        database.executescript(
+            f"BEGIN; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT};"
+            f"{SCHEMA}"
         )
-    largest = sys.float_info.max
-    low, high = (float(max(-largest, min(number, largest))) for number in numbers)
-    if low > high:
-        raise InputError(f"the range for {name!r} is upside down: {low} is above {high}")
-    return low, high
+        now = _now_us()
+        Meta(manifest.to_json(), now, 0, 0, 0, 0, 0, 0, 0, removals_since=now).put(database)
+        database.execute("COMMIT")
+    unnamed.rename(folder / FILENAME)
+    sync_folder(folder)
 
 
-def _unit_means(photos: Vector, starts: npt.NDArray[np.intp]) -> Vector:
-    """Mean direction of each run of rows that begins at ``starts``."""
-    sums = np.add.reduceat(photos.astype(np.float64), starts, axis=0)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    lost = norms[:, 0] < 1e-6
-    sums[lost] = photos[starts[lost]]
-    norms[lost] = np.linalg.norm(sums[lost], axis=1, keepdims=True)
-    means: Vector = (sums / norms).astype(np.float32)
-    return means
-
-
-def _require_empty(path: Path) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise StoreError(f"{path} is a file; an index is a folder: name a new one")
-    ours = (FILENAME, LOCK_FILENAME)
-    if any(not entry.name.startswith(ours) for entry in path.iterdir()):
-        raise StoreError(f"{path} holds other files and no index; name a new folder")
-
-
-def _lock(path: Path) -> IO[str]:
+def _uri(file: Path, *, read_only: bool) -> str:
+    """How SQLite has to be told to open a file."""
+    address = file.absolute().as_uri()
+    if not read_only:
+        return f"{address}?mode=rw"
     try:
-        file = (path / LOCK_FILENAME).open("a+", encoding="ascii")
-    except OSError as error:
-        raise StoreError(
-            f"the index at {path} cannot be written ({error.strerror}); open it read-only"
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        raise StoreLockedError(
-            f"another process (pid {holder}) is writing to the index at {path}; "
-            "wait for it, or open the index read-only"
-        ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def _connect(file: Path, read_only: bool) -> sqlite3.Connection:
-    uri = file.absolute().as_uri()
-    mode = "ro" if read_only else "rw"
-    database = sqlite3.connect(
-        f"{uri}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
-    )
-    try:
-        database.execute("PRAGMA schema_version")
+        _connect(f"{address}?mode=ro").close()
     except sqlite3.OperationalError:
         # WAL needs a file beside the database; where none can be made, nobody writes either.
-        if not read_only or file.with_name(f"{file.name}-wal").exists():
+        if file.with_name(f"{file.name}-wal").exists():
             raise
+        return f"{address}?mode=ro&immutable=1"
+    return f"{address}?mode=ro"
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    database = sqlite3.connect(
+        uri, uri=True, isolation_level=None, check_same_thread=False, timeout=_BUSY_S
+    )
+    try:
+        # A damaged length does not make us ask for all memory.
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
+        database.executescript(_PRAGMAS)
+    except UnicodeDecodeError as error:  # of SQLite's message, which names what it met
         database.close()
-        database = sqlite3.connect(
-            f"{uri}?immutable=1", uri=True, isolation_level=None, check_same_thread=False
-        )
-    if not read_only:
-        database.execute("PRAGMA journal_mode = WAL")  # readers then never block, nor are blocked
-    database.execute("PRAGMA foreign_keys = ON")
-    database.execute("PRAGMA synchronous = FULL")
+        raise damaged("its schema is") from error
+    except BaseException:
+        database.close()
+        raise
     return database
 
 
 def _read_manifest(path: Path, database: sqlite3.Connection) -> Manifest:
     if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise StoreError(f"{path / FILENAME} is not a vibematch index; name another folder")
+        raise StoreError(f"{path} is not a vibematch index; name another folder")
     written = database.execute("PRAGMA user_version").fetchone()[0]
-    if written > FORMAT:
+    if written != FORMAT:
         raise StoreError(
-            f"the index at {path} has format {written}; this version of vibematch reads up to "
-            f"{FORMAT}: upgrade vibematch"
+            f"the index at {path} has format {written}; this version of vibematch reads "
+            f"format {FORMAT}: upgrade vibematch"
         )
+    if database.execute(_SCHEMA_QUERY).fetchall() != _expected_schema():
+        raise damaged("its schema is")
     try:
-        return Manifest.from_json(database.execute("SELECT manifest FROM meta").fetchone()[0])
-    except (ManifestError, TypeError) as error:
-        raise StoreError(f"the index at {path} is damaged ({error})") from error
+        return Manifest.from_json(read_meta(database).manifest)
+    except ManifestError as error:
+        raise StoreError(f"the index at {path} cannot be used: {error}") from error
+
+
+@cache
+def _expected_schema() -> list[Any]:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(SCHEMA)
+        return database.execute(_SCHEMA_QUERY).fetchall()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from vibematch.encoder import PhotoLike, Vector, read_photo
 from vibematch.engine import MatchingEngine
-from vibematch.errors import PhotoError, VibematchError
+from vibematch.errors import ModelChangedError, PhotoError, VibematchError
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing
 
@@ -31,8 +31,13 @@ class StubEncoder:
         self.manifest = manifest
         self.encoded: list[bytes] = []
 
-    def encode_each(self, photos: Iterable[PhotoLike]) -> Iterator[Vector | VibematchError]:
+    def encode_each(
+        self, photos: Iterable[PhotoLike], *, fingerprint: str | None = None
+    ) -> Iterator[Vector | VibematchError]:
         for photo in photos:
+            if fingerprint not in (None, self.manifest.fingerprint):
+                yield ModelChangedError("another model")
+                continue
             content = read_photo(photo, self.manifest.preprocessing.max_bytes)
             self.encoded.append(content)
             yield PhotoError("not a photo") if content.startswith(b"bad") else self.vector(content)
