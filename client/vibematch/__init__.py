@@ -7,9 +7,11 @@ costs next to nothing.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vibematch.encoder import AsyncEncoder as AsyncEncoder
     from vibematch.encoder import Encoder as Encoder
     from vibematch.engine import MatchingEngine as MatchingEngine
     from vibematch.errors import VibematchError as VibematchError
@@ -17,15 +19,22 @@ if TYPE_CHECKING:
     from vibematch.manifest import Manifest as Manifest
     from vibematch.preprocess import Preprocessing as Preprocessing
     from vibematch.preprocess import preprocess as preprocess
+    from vibematch.records import Profile as Profile
+    from vibematch.records import StoredPhoto as StoredPhoto
 
 __version__ = "0.1.0"
 
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the app listens
+
 _HOME = {
+    "AsyncEncoder": "encoder",
     "Encoder": "encoder",
     "Manifest": "manifest",
     "Match": "index",
     "MatchingEngine": "engine",
     "Preprocessing": "preprocess",
+    "Profile": "records",
+    "StoredPhoto": "records",
     "VibematchError": "errors",
     "preprocess": "preprocess",
 }

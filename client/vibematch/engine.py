@@ -4,53 +4,72 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
+import math
 import os
-import threading
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from vibematch.attributes import (
+    Condition,
+    Value,
+    Where,
+    check_attributes,
+    check_where,
+    value_from_text,
+)
 from vibematch.encoder import PhotoEncoder, PhotoLike, photo_name, read_photo, refuse_single
 from vibematch.errors import (
     BadVectorError,
     InputError,
     ModelChangedError,
+    ModelMismatchError,
     PhotoError,
+    PhotoErrorCode,
     ServerError,
     StoreError,
     UnknownUserError,
     VibematchError,
 )
-from vibematch.index import HnswIndex, Match
+from vibematch.filters import Filter
+from vibematch.index import Match, Question
+from vibematch.live import LiveIndex, save_first_snapshot
 from vibematch.manifest import Manifest
-from vibematch.photos import Photo
-from vibematch.store import (
-    Profile,
-    ProfileStore,
-    StoredPhoto,
-    Value,
-    Vector,
-    Where,
-    check_attributes,
-    value_from_text,
-)
+from vibematch.photos import Photo, read_photos
+from vibematch.planner import EXACT_UP_TO, Plan
+from vibematch.records import Profile, StoredPhoto
+from vibematch.reindex import Reindex, Reindexed, Source
+from vibematch.store import ProfileStore
+from vibematch.vectors import Vector, unit_means
+
+_Answer = TypeVar("_Answer")
+Aggregate: TypeAlias = Literal["mean", "best_pair"]
 
 _COMMIT_PHOTOS: Final = 256
+_COMMIT_PROFILES: Final = 10_000
 _COMMIT_S: Final = 2.0
 _SUGGESTIONS_FROM: Final = 500
+_PAIRED_AT_LEAST: Final = 100
+_PAIRED_PER_MATCH: Final = 10
+_SAME: Final = 1e-6
+"""Less apart, two scores differ by rounding only."""
 
 
 class Rejected(NamedTuple):
-    """A photo that could not be used, and why."""
+    """A photo that could not be used, why, and the :class:`PhotoError`'s code for that."""
 
     photo: str
     reason: str
+    code: PhotoErrorCode = "unreadable"
 
 
 @dataclass
@@ -68,12 +87,49 @@ class Added:
     rejected: list[Rejected] = field(default_factory=list)
 
 
+class Explained(NamedTuple):
+    """Matches, and how they were found."""
+
+    matches: list[Match]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many of the truly nearest users searches find.
+
+    Attributes:
+        top_k: users asked for.
+        queries: users asked about.
+        recall: share of the exact matches that searches return, 0 to 1.
+        worst: the same for the worst query.
+        search_ms: median milliseconds of a search.
+        exact_ms: median milliseconds of comparing all users.
+    """
+
+    top_k: int
+    queries: int
+    recall: float
+    worst: float
+    search_ms: float
+    exact_ms: float
+
+
+class _Query(NamedTuple):
+    """What to search by: one of these."""
+
+    user_id: str | None
+    photo: PhotoLike | Sequence[PhotoLike] | None
+    vector: npt.ArrayLike | None
+
+
 class _Source(NamedTuple):
     """A photo to be added: whose it is, what messages call it, and the photo."""
 
     user_id: str
     name: str
     photo: PhotoLike
+    photo_id: str = ""
 
     @property
     def path(self) -> str | None:
@@ -123,17 +179,15 @@ class IndexInfo:
 class MatchingEngine:
     """Users with photos and attributes, searchable by style. Get one from :meth:`open`.
 
-    Every ``add`` and ``remove`` is on the disk when it returns. An engine may be shared between
-    threads; one process at a time may write to an index, while others read it (``read_only=True``)
-    and see each write with their next search.
+    Every write is on the disk, and in the answers, when its method returns. An engine may be
+    shared between threads; one process at a time may write to an index, while others read it
+    (``read_only=True``) and follow within a second. Open it after forking, not before.
     """
 
     def __init__(self, store: ProfileStore, encoder: PhotoEncoder | None) -> None:
-        self._store = store
-        self._encoder = encoder
-        self._guard = threading.Lock()
-        self._index: HnswIndex | None = None
-        self._saved_sequence = store.sequence
+        self._live = LiveIndex(store)
+        # By fingerprint, so that nobody has one model's encoder and the other's store in between.
+        self._encoders = {} if encoder is None else {store.manifest.fingerprint: encoder}
 
     @classmethod
     def open(
@@ -182,21 +236,26 @@ class MatchingEngine:
     def add(
         self,
         user_id: str,
-        photos: Iterable[PhotoLike] = (),
+        photos: Iterable[PhotoLike] | Mapping[str, PhotoLike] = (),
         *,
         vectors: npt.ArrayLike | None = None,
         attributes: Mapping[str, Value] | None = None,
+        preferences: Where | None = None,
     ) -> Added:
-        """Add photos to a user, who is created if new, and set the user's attributes.
+        """Add photos to a user, who is created if new, and set what is known about the user.
 
         Args:
             user_id: any printable text.
-            photos: file bytes, paths or Pillow images. One that the user has already is left
-                alone; one that cannot be used is reported and does not hinder the others.
+            photos: file bytes, paths, binary files, Pillow images or arrays (uint8 ``[H, W, 3]``);
+                or a mapping from photo ids of your own to them. One that the user has already is
+                left alone, one with the id of an earlier photo replaces it. One that cannot be
+                used is reported and does not hinder the others.
             vectors: vectors of photos encoded elsewhere by the same model, ``[n, embedding_dim]``;
                 scaled to unit length.
             attributes: name → text, number or true/false; replace the user's earlier ones.
                 ``None`` leaves those as they are.
+            preferences: what this user wants of others, like ``where`` in :meth:`search`; replace
+                the user's earlier ones. ``None`` leaves those as they are.
 
         Returns:
             How many photos were added or known, and which were rejected.
@@ -208,29 +267,51 @@ class MatchingEngine:
             StoreError: the index cannot be written; nothing was stored.
         """
         _check_user_id(user_id)
-        refuse_single(photos)
         check_attributes(attributes or {})
+        check_where(preferences or {})
+        sources = _named_sources(user_id, photos)
+        model, result = self._store.manifest, Added()
         usable = [] if vectors is None else self._given_photos(vectors)
-        sources = [
-            _Source(user_id, photo_name(index, photo), photo) for index, photo in enumerate(photos)
-        ]
-        result = Added()
         if sources:
-            usable += [photo for _, photo in self._encode_new(sources, result)]
-            self._require_same_model()
+            usable += [photo for _, photo in self._encode_new(sources, model, result)]
         if result.rejected and not usable and not result.known:
-            reasons = "; ".join(f"{photo}: {reason}" for photo, reason in result.rejected)
-            raise PhotoError(f"no photo of {user_id} can be used ({reasons})")
+            reasons = "; ".join(f"{each.photo}: {each.reason}" for each in result.rejected)
+            code = result.rejected[0].code
+            raise PhotoError(f"no photo of {user_id} can be used ({reasons})", code=code)
         if not usable and user_id not in self:
             raise InputError(f"{user_id} is not in the index yet: give at least one photo")
-        result.added = self._store.write([Profile(user_id, usable, attributes)])
+        with self._live.writing(model) as store:
+            result.added = store.write([Profile(user_id, usable, attributes, preferences)])
         result.known += len(usable) - result.added
         return result
+
+    def build_index(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Added:
+        """Add a folder of photos, with or without a ``metadata.csv``, as :meth:`add_photos` does.
+
+        Args:
+            folder: see :mod:`vibematch.photos`.
+            on_progress: called with the number of photos taken up and the number of all.
+
+        Returns:
+            How many photos were added or known, and which were rejected.
+
+        Raises:
+            InputError: the folder cannot be read, or its ``metadata.csv`` makes no sense.
+            ServerError: the server stopped answering; what was committed stays.
+            StoreError: the index cannot be written; what was committed stays.
+        """
+        return self.add_photos(read_photos(Path(folder)), on_progress=on_progress)
 
     def add_photos(
         self,
         photos: Iterable[Photo],
         *,
+        preferences: Mapping[str, Where] | None = None,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Added:
         """Add the photos of many users, as :func:`vibematch.photos.read_photos` lists them.
@@ -242,6 +323,8 @@ class MatchingEngine:
 
         Args:
             photos: photo files with their users and labels.
+            preferences: user → what that user wants of others, of those whose preferences are to
+                be set.
             on_progress: called with the number of photos taken up and the number of all.
 
         Returns:
@@ -266,88 +349,237 @@ class MatchingEngine:
         attributes = _attributes_of(people)
         for given in attributes.values():
             check_attributes({name: label for name, label in given.items() if label is not None})
+        wishes = preferences or {}
+        for where in wishes.values():
+            check_where(where)
+        model = self._store.manifest
         batch: list[_Encoded] = []
         committed_s = time.monotonic()
-        for encoded in self._encode_new(_sources(people, on_progress), result):
+        for encoded in self._encode_new(_sources(people, on_progress), model, result):
             batch.append(encoded)
             if len(batch) == _COMMIT_PHOTOS or time.monotonic() - committed_s > _COMMIT_S:
-                self._commit(batch, attributes, result)
+                self._commit(batch, attributes, wishes, model, result)
                 batch, committed_s = [], time.monotonic()
-        self._commit(batch, attributes, result)
-        current = {user_id: self._labelled(user_id, attributes) for user_id in attributes}
-        self._store.write(
-            Profile(user_id, (), labels)
-            for user_id, labels in current.items()
-            if self._store.attributes(user_id) not in (None, labels)
-        )
+        self._commit(batch, attributes, wishes, model, result)
+        with self._live.writing() as store:
+            store.write(self._outdated(attributes, wishes))
         return result
 
+    def add_many(
+        self,
+        profiles: Iterable[Profile],
+        *,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> int:
+        """Load users whose photos were encoded elsewhere by the same model.
+
+        Args:
+            profiles: taken one by one, and committed some thousands at a time.
+            on_progress: called with the number of users committed so far.
+
+        Returns:
+            How many photos were new or replaced.
+
+        Raises:
+            InputError: a profile cannot be stored; what was committed before stays.
+            StoreError: the index cannot be written; what was committed before stays.
+        """
+        model = self._store.manifest
+        written = done = 0
+        remaining = iter(profiles)
+        while some := list(itertools.islice(remaining, _COMMIT_PROFILES)):
+            for profile in some:
+                _check_user_id(profile.user_id)
+            with self._live.writing(model) as store:
+                written += store.write(some)
+            done += len(some)
+            on_progress(done)
+        return written
+
     def remove(self, user_id: str) -> None:
-        """Delete a user with all photos and attributes.
+        """Delete a user with all photos, attributes and preferences.
 
         Raises:
             UnknownUserError: there is no such user.
             StoreError: the index cannot be written.
         """
         _check_user_id(user_id)
-        if not self._store.remove(user_id):
-            raise self._unknown(user_id)
+        with self._live.writing() as store:
+            if not store.remove(user_id):
+                raise self._unknown(user_id)
 
-    def save(self) -> None:
-        """Write a snapshot of the search index, so that the next start is quick.
+    def remove_photo(self, user_id: str, photo_id: str) -> None:
+        """Delete one photo of a user.
 
-        Nothing depends on it: without a snapshot, the index is rebuilt from the store.
+        Args:
+            user_id: whose photo it is.
+            photo_id: as given to :meth:`add`, or else the SHA-256 of the file (hex).
 
         Raises:
+            UnknownUserError: there is no such user.
+            InputError: the user has no such photo, or no other.
+            StoreError: the index cannot be written.
+        """
+        if user_id not in self:
+            raise self._unknown(user_id)
+        with self._live.writing() as store:
+            if not store.remove_photo(user_id, photo_id):
+                raise InputError(f"{user_id} has no photo {photo_id!r}")
+
+    def reindex(
+        self,
+        encoder: PhotoEncoder,
+        *,
+        source: Source | None = None,
+        skip_missing: bool = False,
+        restart: bool = False,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Reindexed:
+        """Go over to another model: encode all photos anew, while this engine goes on.
+
+        Searches and writes of other threads wait at the end only, for about a second. What was
+        encoded is kept when this is interrupted. The vectors of the former model stay on the disk
+        until :func:`vibematch.reindex.forget_old`.
+
+        Args:
+            encoder: of the new model; this engine's from then on.
+            source: where photos come from; by default the files they were added from.
+            skip_missing: leave out photos that are gone, and users of whom none is left.
+            restart: if going over to yet another model was begun, give that up.
+            on_progress: called with the number of photos done and of all.
+
+        Returns:
+            What became of the index.
+
+        Raises:
+            InputError: photos are gone; nothing was switched, and what was encoded is kept.
+            ModelMismatchError: going over to another model was begun, and not finished.
+            ServerError: the server stopped answering; what was encoded is kept.
             StoreError: the index is read-only, or the disk does not take it.
         """
         if self._store.read_only:
             raise StoreError(f"the index at {self._store.path} was opened read-only")
-        index = self._follow()
-        try:
-            index.save(self._store.path, self._store.manifest.fingerprint)
-        except OSError as error:
-            raise StoreError(
-                f"the snapshot in {self._store.path} cannot be written ({error}); "
-                "all users are safe in the store"
-            ) from error
-        self._saved_sequence = index.sequence
+        job = Reindex(
+            self._store.path,
+            encoder,
+            source=source,
+            skip_missing=skip_missing,
+            restart=restart,
+            on_progress=on_progress,
+        )
+        with job:
+            if job.needed:
+                job.catch_up()
+                save_first_snapshot(job.store)
+                job.catch_up()
+                self._encoders[job.store.manifest.fingerprint] = encoder
+                with self._live.switching():
+                    job.switch()
+            return job.result
+
+    def save(self) -> None:
+        """Write a snapshot of the search index, so that the next start is quick.
+
+        Nothing depends on it: without a snapshot, the index is made anew from the store. It is
+        also written by itself, on :meth:`close` and after many changes.
+
+        Raises:
+            StoreError: the index is read-only, or the disk does not take it.
+        """
+        self._live.save()
+
+    def compact(self) -> None:
+        """Give back the memory and disk space of what was deleted or replaced.
+
+        Happens by itself where a quarter of the index is free. Takes as long as making the search
+        index anew; searches and writes go on meanwhile.
+
+        Raises:
+            StoreError: the index is read-only, or the disk does not take it.
+        """
+        self._live.compact()
+
+    def refresh(self) -> None:
+        """Follow at once what another process has written; by itself it takes up to a second.
+
+        Raises:
+            StoreError: the index cannot be read.
+        """
+        self._live.refresh()
 
     def close(self) -> None:
         """Save a snapshot if anything changed, and let others write; harmless when done twice."""
-        store = self._store
-        try:
-            if not (store.closed or store.read_only or store.sequence == self._saved_sequence):
-                self.save()
-        finally:
-            store.close()
+        self._live.close()
 
-    # --- reading
+    # --- searching
 
+    @overload
     def search(
         self,
         user_id: str | None = None,
         top_k: int = 5,
         *,
-        photo: PhotoLike | None = None,
+        photo: PhotoLike | Sequence[PhotoLike] | None = None,
         vector: npt.ArrayLike | None = None,
         where: Where | None = None,
+        mutual: bool = False,
         exclude: Collection[str] = (),
-    ) -> list[Match]:
-        """Find the users whose style is most like that of a user, a photo or a vector.
+        min_score: float | None = None,
+        aggregate: Aggregate = "mean",
+        explain: Literal[False] = False,
+    ) -> list[Match]: ...
+    @overload
+    def search(
+        self,
+        user_id: str | None = None,
+        top_k: int = 5,
+        *,
+        photo: PhotoLike | Sequence[PhotoLike] | None = None,
+        vector: npt.ArrayLike | None = None,
+        where: Where | None = None,
+        mutual: bool = False,
+        exclude: Collection[str] = (),
+        min_score: float | None = None,
+        aggregate: Aggregate = "mean",
+        explain: Literal[True],
+    ) -> Explained: ...
+    def search(
+        self,
+        user_id: str | None = None,
+        top_k: int = 5,
+        *,
+        photo: PhotoLike | Sequence[PhotoLike] | None = None,
+        vector: npt.ArrayLike | None = None,
+        where: Where | None = None,
+        mutual: bool = False,
+        exclude: Collection[str] = (),
+        min_score: float | None = None,
+        aggregate: Aggregate = "mean",
+        explain: bool = False,
+    ) -> list[Match] | Explained:
+        """Find the users whose style is most like that of a user, of photos or of vectors.
 
         Args:
             user_id: a user of the index, who is not among the results.
             top_k: how many users to return, at most.
-            photo: a photo instead of a user.
-            vector: a vector instead of a user, ``[embedding_dim]``.
+            photo: a photo, or a list of photos of one person, instead of a user.
+            vector: a vector, ``[embedding_dim]``, or several of one person, ``[n,
+                embedding_dim]``, instead of a user.
             where: attribute → what it has to be: a value (``"F"``), one of a list or set
-                (``["Seoul", "Busan"]``), or within a range, ends included (``(25, 35)``).
+                (``["Seoul", "Busan"]``), within a range, ends included (``(25, 35)``), or missing
+                (``None``, also in a list).
+            mutual: only users who fit the user's preferences and whose preferences fit the user.
             exclude: users not to return.
+            min_score: the least score of a match.
+            aggregate: what a score compares: ``mean``, the normalised means of both sides'
+                photos; or ``best_pair``, the most similar two photos, for which as many users as
+                ten times ``top_k``, and at least a hundred, are compared photo by photo.
+            explain: also return how the search was done.
 
         Returns:
             ``(user_id, score)`` pairs, best first, ties by user id; always
-            ``min(top_k, number of users that qualify)`` of them.
+            ``min(top_k, number of users that qualify)`` of them. With ``explain``, an
+            :class:`Explained`.
 
         Raises:
             UnknownUserError: there is no such user.
@@ -357,20 +589,105 @@ class MatchingEngine:
         """
         if sum(query is not None for query in (user_id, photo, vector)) != 1:
             raise InputError("search by one of: a user id, photo=..., or vector=...")
-        if not isinstance(top_k, int) or top_k < 1:
-            raise InputError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+        if aggregate not in get_args(Aggregate):
+            raise InputError(f"aggregate must be 'mean' or 'best_pair', got {aggregate!r}")
         if isinstance(exclude, str):
             raise InputError(f"exclude must be a list of user ids, got the text {exclude!r}")
-        among = self._store.qualifying(where) if where else None
+        _check_limits(top_k, min_score)
         if user_id is not None:
             _check_user_id(user_id)
-            query = self._vector_of(user_id)
             exclude = {*exclude, user_id}
-        elif photo is not None:
-            query = self._encode_one(photo)
-        else:
-            query = _unit_rows([vector], self._store.manifest.embedding_dim)[0]
-        return self._follow().search(query, top_k, among=among, exclude=exclude)
+        least = -math.inf if min_score is None else min_score
+        query = _Query(user_id, photo, vector)
+        while True:
+            store = self._store
+            try:
+                wanted = self._filter(user_id, where, mutual)
+                ask = self._best_pairs if aggregate == "best_pair" else self._best_means
+                matches, plan = ask(query, top_k, wanted, exclude, least)
+            except VibematchError:
+                if self._store is store:
+                    raise
+            else:
+                if self._store is store:
+                    return Explained(matches, plan) if explain else matches
+            # The index went over to another model meanwhile, whose vectors are other ones.
+
+    def search_many(
+        self,
+        user_ids: Iterable[str],
+        top_k: int = 5,
+        *,
+        where: Where | None = None,
+        mutual: bool = False,
+        min_score: float | None = None,
+    ) -> list[list[Match]]:
+        """Search for many users, on all cores: for jobs that nobody waits for.
+
+        Args:
+            user_ids: whom to find matches for.
+            top_k: as in :meth:`search`, like the others.
+            where: the same for all.
+            mutual: each user's own preferences.
+            min_score: the least score of a match.
+
+        Returns:
+            What :meth:`search` returns for each user, in the given order.
+
+        Raises:
+            UnknownUserError: there is no such user.
+            InputError: an argument makes no sense.
+        """
+        if isinstance(user_ids, str):
+            raise InputError(f"user_ids must be a list of user ids, got the text {user_ids!r}")
+
+        def search(user_id: str) -> list[Match]:
+            return self.search(user_id, top_k, where=where, mutual=mutual, min_score=min_score)
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            return list(threads.map(search, user_ids))
+
+    def recall(self, top_k: int = 10, *, queries: int = 100, seed: int = 0) -> Recall:
+        """Measure searches against exact ones, for users of the index drawn at random.
+
+        Args:
+            top_k: users to ask for.
+            queries: users to ask about, at most.
+            seed: of the draw.
+
+        Raises:
+            InputError: an argument makes no sense, or the index holds fewer than two users.
+        """
+        _check_limits(top_k, None)
+        if queries < 1:
+            raise InputError(f"queries must be at least 1, got {queries}")
+        index = self._live.index
+        users = index.users()
+        if len(users) < 2:
+            raise InputError("recall needs an index of at least two users")
+        drawn = np.random.default_rng(seed).permutation(len(users))[:queries]
+        shares, search_ms, exact_ms = [], [], []
+        for user_id in (users[place] for place in drawn):
+            vector = index.vector(user_id)
+            if vector is None:  # removed just now
+                continue
+            question = Question(vector, top_k, exclude=(user_id,))
+            (found, _), took_ms = _timed_ms(index.search, question)
+            search_ms.append(took_ms)
+            exact, took_ms = _timed_ms(index.search_exactly, question)
+            exact_ms.append(took_ms)
+            good = sum(match.score >= exact[-1].score - _SAME for match in found)
+            shares.append(good / len(exact))
+        return Recall(
+            top_k,
+            len(shares),
+            statistics.fmean(shares),
+            min(shares),
+            statistics.median(search_ms),
+            statistics.median(exact_ms),
+        )
+
+    # --- looking things up
 
     def attributes(self, user_id: str) -> dict[str, Value]:
         """A user's attributes.
@@ -383,15 +700,35 @@ class MatchingEngine:
             raise self._unknown(user_id)
         return attributes
 
+    def preferences(self, user_id: str) -> dict[str, Condition]:
+        """What a user wants of others.
+
+        Raises:
+            UnknownUserError: there is no such user.
+        """
+        preferences = self._store.preferences(user_id)
+        if preferences is None:
+            raise self._unknown(user_id)
+        return preferences
+
+    def photos(self, user_id: str) -> list[StoredPhoto]:
+        """A user's photos, in the order they were added.
+
+        Raises:
+            UnknownUserError: there is no such user.
+        """
+        photos = self._store.photos(user_id)
+        if not photos:  # nobody is without
+            raise self._unknown(user_id)
+        return photos
+
     def photo_paths(self, user_id: str) -> list[Path]:
         """The files of a user's photos, as far as they were added from files.
 
         Raises:
             UnknownUserError: there is no such user.
         """
-        if user_id not in self:
-            raise self._unknown(user_id)
-        return self._store.photo_paths(user_id)
+        return [Path(photo.path) for photo in self.photos(user_id) if photo.path is not None]
 
     def info(self) -> IndexInfo:
         """Facts about the index: its size and its model."""
@@ -429,44 +766,82 @@ class MatchingEngine:
 
     # --- inside
 
-    def _follow(self) -> HnswIndex:
-        """The search index, brought up to the store's present state."""
-        with self._guard:
-            if self._index is None:
-                self._index = self._load()
-            index = self._index
-            with self._store.reading():
-                sequence = self._store.sequence
-                if index.sequence == sequence:
-                    return index
-                recent = self._store.revisions(after=index.sequence)
-                changed = {user: rev for user, rev in recent.items() if index.revision(user) != rev}
-                vectors = self._store.user_vectors(list(changed))
-                new = [user for user in changed if index.revision(user) is None]
-                all_there = len(index) + len(new) == self._store.count_users()
-                gone = set() if all_there else index.users() - self._store.user_ids()
-            # The long part: others may read and write the store meanwhile.
-            for user_id in gone:
-                index.delete(user_id)
-            index.upsert(changed, vectors)
-            index.sequence = sequence
-            return index
+    @property
+    def _store(self) -> ProfileStore:
+        return self._live.store
 
-    def _load(self) -> HnswIndex:
-        manifest = self._store.manifest
-        dim = manifest.embedding_dim
-        index = HnswIndex.load(self._store.path, fingerprint=manifest.fingerprint, dim=dim)
-        if index is None:
-            return HnswIndex(dim)
-        if index.sequence != self._store.sequence:
-            index.sequence = 0  # compare all revisions: the store may come from a backup
-        return index
+    def _filter(self, user_id: str | None, where: Where | None, mutual: bool) -> Filter:
+        check_where(where or {})
+        conditions = list((where or {}).items())
+        if not mutual:
+            return Filter(conditions)
+        if user_id is None:
+            raise InputError("mutual needs a user of the index, whose preferences are known")
+        conditions += self.preferences(user_id).items()
+        return Filter(conditions, accepted_by=self.attributes(user_id))
 
-    def _vector_of(self, user_id: str) -> Vector:
-        vector = self._follow().vector(user_id)
-        if vector is None:
-            raise self._unknown(user_id)
-        return vector
+    def _best_means(
+        self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float
+    ) -> tuple[list[Match], Plan]:
+        """Users by the mean over their photos."""
+        index = self._live.index
+        if query.user_id is None:
+            mean = _unit_mean(self._photos_of(query))
+        else:
+            of_user = index.vector(query.user_id)
+            if of_user is None:
+                raise self._unknown(query.user_id)
+            mean = of_user
+        return index.search(Question(mean, top_k, wanted, exclude, least))
+
+    def _best_pairs(
+        self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float
+    ) -> tuple[list[Match], Plan]:
+        """Users by their most similar photo, out of those whose means are near."""
+        index, photos = self._live.index, self._photos_of(query)
+        every = len(index) <= EXACT_UP_TO
+        count = max(len(index), 1) if every else max(_PAIRED_AT_LEAST, _PAIRED_PER_MATCH * top_k)
+        near, plan = index.search(Question(_unit_mean(photos), count, wanted, exclude))
+        users = {match.user_id for match in near}
+        if not every and len(photos) > 1:
+            for vector in photos:
+                found, _ = index.search(Question(vector, count, wanted, exclude))
+                users.update(match.user_id for match in found)
+        matches = [
+            Match(user_id, score)
+            for user_id, score in self._pair_scores(photos, sorted(users))
+            if score >= least - _SAME
+        ]
+        return sorted(matches, key=lambda match: (-match.score, match.user_id))[:top_k], plan
+
+    def _photos_of(self, query: _Query) -> Vector:
+        """The vectors to search by, ``[n, embedding_dim]``."""
+        if query.user_id is not None:
+            return np.stack([photo.vector for photo in self.photos(query.user_id)])
+        if query.photo is not None:
+            if isinstance(query.photo, Sequence) and not isinstance(query.photo, str | bytes):
+                return self._encode_all(query.photo)
+            return self._encode_all([query.photo])
+        dim = self._store.manifest.embedding_dim
+        numbers = _as_numbers(query.vector, dim)
+        rows = numbers[np.newaxis] if numbers.ndim == 1 else numbers
+        if not rows.size:
+            raise InputError("vector must be a vector or a list of at least one")
+        return _unit_rows(rows, dim)
+
+    def _pair_scores(self, query: Vector, user_ids: Sequence[str]) -> list[tuple[str, float]]:
+        index = self._live.index
+        ids = {user_id: index.id_of(user_id) for user_id in user_ids}
+        there = {user_id: number for user_id, number in ids.items() if number is not None}
+        vectors, positions = self._store.photo_vectors(list(there.values()))
+        if not len(vectors):
+            return []
+        # Pair by pair in double precision: equal vectors get equal scores.
+        pairs = np.stack([(vectors.astype(np.float64) * each).sum(axis=1) for each in query])
+        present, starts = np.unique(positions, return_index=True)  # some may be gone by now
+        best = np.maximum.reduceat(pairs.max(axis=0), starts).clip(-1.0, 1.0)
+        names = list(there)
+        return [(names[place], score) for place, score in zip(present, best.tolist(), strict=True)]
 
     def _unknown(self, user_id: str) -> UnknownUserError:
         near = self._store.neighbours(user_id, _SUGGESTIONS_FROM)
@@ -474,27 +849,45 @@ class MatchingEngine:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         return UnknownUserError(f"no user {user_id!r} in the index at {self._store.path}{hint}")
 
-    def _require_encoder(self) -> PhotoEncoder:
-        if self._encoder is None:
+    def _require_encoder(self, model: Manifest) -> PhotoEncoder:
+        if not self._encoders:
             raise InputError(
                 "this index was opened without an encoder: open it with encoder=Encoder(...), "
                 "or give vectors instead of photos"
             )
-        return self._encoder
+        *_, newest = self._encoders.values()
+        return self._encoders.get(model.fingerprint, newest)
 
-    def _encode_one(self, photo: PhotoLike) -> Vector:
-        (result,) = self._require_encoder().encode_each([photo])
-        if isinstance(result, Exception):
-            raise result
-        self._require_same_model()
-        return result
+    def _explain_other_model(self, model: Manifest, error: ModelChangedError) -> VibematchError:
+        """Say which models these are, where the encoder's is not that of the index."""
+        try:
+            self._store.require_model(self._require_encoder(model).manifest)
+        except ModelMismatchError as mismatch:
+            return mismatch
+        return error
 
-    def _encode_new(self, sources: Iterable[_Source], result: Added) -> Iterator[_Encoded]:
+    def _encode_all(self, photos: Sequence[PhotoLike]) -> Vector:
+        """The vectors of photos, all or nothing."""
+        model = self._store.manifest
+        encoder, vectors = self._require_encoder(model), []
+        for result in encoder.encode_each(photos, fingerprint=model.fingerprint):
+            if isinstance(result, ModelChangedError):
+                raise self._explain_other_model(model, result)
+            if isinstance(result, Exception):
+                raise result
+            vectors.append(result)
+        if not vectors:
+            raise InputError("photo must be a photo or a list of at least one")
+        return np.stack(vectors)
+
+    def _encode_new(
+        self, sources: Iterable[_Source], model: Manifest, result: Added
+    ) -> Iterator[_Encoded]:
         """Encode the photos that their users do not have yet.
 
         The others are counted in ``result``: as known, or as rejected with the reason.
         """
-        max_bytes = self._store.manifest.preprocessing.max_bytes
+        max_bytes = model.preprocessing.max_bytes
         sent: deque[tuple[_Source, str]] = deque()
 
         def unknown() -> Iterator[bytes]:
@@ -502,50 +895,79 @@ class MatchingEngine:
                 try:
                     content = read_photo(source.photo, max_bytes)
                 except PhotoError as error:
-                    result.rejected.append(Rejected(source.name, str(error)))
+                    result.rejected.append(Rejected(source.name, str(error), error.code))
                     continue
                 digest = hashlib.sha256(content).hexdigest()
-                if self._store.has_photo(source.user_id, digest):
+                if self._is_known(source, digest):
                     result.known += 1
                     continue
                 sent.append((source, digest))
                 yield content
 
-        for vector in self._require_encoder().encode_each(unknown()):
+        encoder = self._require_encoder(model)
+        for vector in encoder.encode_each(unknown(), fingerprint=model.fingerprint):
             source, digest = sent.popleft()
             if isinstance(vector, ModelChangedError):
-                self._require_same_model()  # to say which model this index is of
+                raise self._explain_other_model(model, vector)
             if isinstance(vector, ServerError) and not isinstance(vector, BadVectorError):
                 raise vector  # says nothing about the photo: it can be tried again later
-            if isinstance(vector, VibematchError):
+            if isinstance(vector, PhotoError):
+                result.rejected.append(Rejected(source.name, str(vector), vector.code))
+            elif isinstance(vector, VibematchError):
                 result.rejected.append(Rejected(source.name, str(vector)))
             else:
-                yield _Encoded(source.user_id, StoredPhoto(digest, vector, source.path))
+                yield _Encoded(
+                    source.user_id, StoredPhoto(digest, vector, source.path, source.photo_id)
+                )
 
-    def _commit(self, batch: Sequence[_Encoded], attributes: _Attributes, result: Added) -> None:
+    def _is_known(self, source: _Source, digest: str) -> bool:
+        if not source.photo_id:
+            return self._store.has_photo(source.user_id, digest)
+        return any(
+            (photo.photo_id, photo.content_sha256) == (source.photo_id, digest)
+            for photo in self._store.photos(source.user_id)
+        )
+
+    def _commit(
+        self,
+        batch: Sequence[_Encoded],
+        attributes: _Attributes,
+        preferences: Mapping[str, Where],
+        model: Manifest,
+        result: Added,
+    ) -> None:
         """Store freshly encoded photos and their users' attributes in one transaction."""
         if not batch:
             return
-        self._require_same_model()
         photos: dict[str, list[StoredPhoto]] = {}
         for user_id, photo in batch:
             photos.setdefault(user_id, []).append(photo)
-        added = self._store.write(
-            Profile(user_id, some, self._labelled(user_id, attributes))
+        profiles = [
+            Profile(user_id, some, self._labelled(user_id, attributes), preferences.get(user_id))
             for user_id, some in photos.items()
-        )
+        ]
+        with self._live.writing(model) as store:
+            added = store.write(profiles)
         result.added += added
         result.known += len(batch) - added
+
+    def _outdated(self, attributes: _Attributes, preferences: Mapping[str, Where]) -> list[Profile]:
+        """Users of the index of whom something else is stored than is known now."""
+        profiles = []
+        for user_id in attributes.keys() | preferences.keys():
+            known = self._store.attributes(user_id)
+            labels = self._labelled(user_id, attributes)
+            wishes = preferences.get(user_id)
+            wished = self._store.preferences(user_id)
+            if known is not None and (labels != known or wishes not in (None, wished)):
+                profiles.append(Profile(user_id, (), labels, wishes))
+        return profiles
 
     def _labelled(self, user_id: str, attributes: _Attributes) -> dict[str, Value]:
         """A user's stored attributes, updated by the labels of the photos at hand."""
         stored = self._store.attributes(user_id) or {}
         merged: dict[str, Value | None] = {**stored, **attributes.get(user_id, {})}
         return {name: value for name, value in merged.items() if value is not None}
-
-    def _require_same_model(self) -> None:
-        """Ask the encoder again, as its server may have changed models since the last time."""
-        self._store.require_model(self._require_encoder().manifest)
 
     def _given_photos(self, vectors: npt.ArrayLike) -> list[StoredPhoto]:
         rows = _unit_rows(vectors, self._store.manifest.embedding_dim)
@@ -557,6 +979,39 @@ def _sources(photos: Sequence[Photo], on_progress: Callable[[int, int], None]) -
         on_progress(done, len(photos))
         yield _Source(photo.user_id, str(photo.path), photo.path)
     on_progress(len(photos), len(photos))
+
+
+def _named_sources(
+    user_id: str, photos: Iterable[PhotoLike] | Mapping[str, PhotoLike]
+) -> list[_Source]:
+    if isinstance(photos, Mapping):
+        for photo_id in photos:
+            if not isinstance(photo_id, str) or not photo_id or not photo_id.isprintable():
+                raise InputError(f"a photo id must be printable text, got {photo_id!r}")
+        return [
+            _Source(user_id, f"photo {photo_id}", photo, photo_id)
+            for photo_id, photo in photos.items()
+        ]
+    refuse_single(photos)
+    return [_Source(user_id, photo_name(index, photo), photo) for index, photo in enumerate(photos)]
+
+
+def _check_limits(top_k: object, min_score: object) -> None:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise InputError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+    if min_score is not None and not (isinstance(min_score, int | float) and -1 <= min_score <= 1):
+        raise InputError(f"min_score must be a number between -1 and 1, got {min_score!r}")
+
+
+def _unit_mean(vectors: Vector) -> Vector:
+    mean: Vector = unit_means(vectors, np.zeros(1, np.intp))[0]
+    return mean
+
+
+def _timed_ms(search: Callable[[Question], _Answer], question: Question) -> tuple[_Answer, float]:
+    start = time.perf_counter()
+    answer = search(question)
+    return answer, 1000 * (time.perf_counter() - start)
 
 
 def _check_user_id(user_id: object) -> None:
@@ -585,12 +1040,16 @@ def _agreed(values: set[str | None]) -> Value | None:
     return None if value is None else value_from_text(value)
 
 
-def _unit_rows(vectors: object, dim: int) -> Vector:
-    """Vectors from outside, checked and scaled to unit length, float32, ``[n, dim]``."""
+def _as_numbers(vectors: object, dim: int) -> npt.NDArray[np.float64]:
     try:
-        rows = np.asarray(vectors, dtype=np.float64)
+        return np.asarray(vectors, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"a vector must be {dim} numbers ({error})") from error
+
+
+def _unit_rows(vectors: object, dim: int) -> Vector:
+    """Vectors from outside, checked and scaled to unit length, float32, ``[n, dim]``."""
+    rows = _as_numbers(vectors, dim)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise InputError(f"vectors must have shape [n, {dim}], got {list(rows.shape)}")
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,47 +1,55 @@
-"""Nearest users in memory: an HNSW graph with an exact fallback, and its snapshot on disk.
+"""Nearest users in memory: an HNSW graph, the vectors themselves, and what filters ask about.
 
-The index follows the store and can always be rebuilt from it, so a snapshot that is missing, old
-or damaged costs time, never data.
+The index follows the store and can always be made anew from it. Searches share a lock and never
+touch the disk; a change takes the lock for a few milliseconds at a time.
 
-Snapshot file ``snapshot``: one line ``vibematch-snapshot 1 SHA256``, the digest being that of all
-bytes after the line; one line of JSON (:class:`_Header`); the users' vectors as little-endian
-float32; then the graph as hnswlib saves it. hnswlib's loader trusts its input, so it sees only
-bytes whose digest was right.
+Each user has a row, which is also the label in the graph. Rows are never written twice: a user
+whose vector changes gets a new row, and the old one stays free until :meth:`HnswIndex.compacted`.
+hnswlib would reuse it, but at six times the time, and with a worse graph.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import hashlib
-import json
-import os
-import shutil
-import tempfile
+import math
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Vector: TypeAlias = npt.NDArray[np.float32]
+from vibematch import planner
+from vibematch.filters import Columns, Filter, Mask
+from vibematch.planner import Plan
+from vibematch.records import UserRow
+from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
+from vibematch.vectors import Partition, Rows, Vector, VectorRows, vector_keys
 
-FILENAME: Final = "snapshot"
-EXACT_UP_TO: Final = 2_000
-"""An index of this many users is scanned: as fast as the graph there, and exact."""
+Ids: TypeAlias = npt.NDArray[np.int64]
 
-_MAGIC: Final = "vibematch-snapshot 1"
 _M: Final = 16
 _EF_CONSTRUCTION: Final = 200
-_EF_SEARCH: Final = 64
 _SEED: Final = 100
 _FIRST_CAPACITY: Final = 1024
-_ROUNDING: Final = 1e-5
-"""More than float32 rounding can move a cosine."""
+_GROWTH: Final = 1 / 8
+_SLICE: Final = 16
+"""Users added while searches wait; each takes about half a millisecond."""
+_BUILD_SLICE: Final = 2048
+_ALL_CORES: Final = -1
+_PARTITIONED_FROM: Final = 2 * planner.SCANNED_AT_MOST
+_MOST_TWINS: Final = 16
+"""So many users with the very same vector are in the graph, half as many as each has links there.
+
+More of them (a default avatar, a stock photo) would link to each other and to nobody else, and a
+search that meets them would not get past them.
+"""
+_MOST_FREE: Final = 0.25
+_FEW_FREE: Final = 1_000
+_ATTEMPTS: Final = 3
+_ROUNDING: Final = 1e-6
+"""More than rounding to float32 can move a cosine."""
 
 
 class Match(NamedTuple):
@@ -54,21 +62,77 @@ class Match(NamedTuple):
         return f"({self.user_id!r}, {self.score:.4f})"
 
 
-@dataclass(frozen=True)
-class _Header:
-    fingerprint: str
-    sequence: int
-    hnswlib: str
-    dim: int
-    users: Sequence[str | None]  # by row; None where a row is free
-    revisions: Mapping[str, int]
+class Question(NamedTuple):
+    """What a search asks.
+
+    Attributes:
+        vector: unit vector, float32, ``[dim]``.
+        top_k: how many users to return, at most.
+        wanted: what they have to be.
+        exclude: users to leave out.
+        min_score: the least score of a match, up to rounding (1e-6).
+    """
+
+    vector: Vector
+    top_k: int
+    wanted: Filter = Filter()
+    exclude: Collection[str] = ()
+    min_score: float = -math.inf
+
+
+class _SharedLock:
+    """Many searches at a time, or one change, which goes before searches that come later."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._searching = 0
+        self._waiting = 0
+        self._changing = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._condition:
+            if self._changing:
+                self._wait_for_change()
+            self._searching += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._searching -= 1
+                if self._changing and not self._searching:
+                    self._condition.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """For one thread at a time: others have to be kept out by other means."""
+        try:
+            with self._condition:
+                self._changing = True
+                self._condition.wait_for(lambda: not self._searching)
+            yield
+        finally:
+            with self._condition:
+                self._changing = False
+                self._condition.notify_all()
+
+    def let_searches_in(self) -> None:
+        """Between changes: have those go first who waited for the last one."""
+        with self._condition:
+            self._condition.wait_for(lambda: not self._waiting)
+
+    def _wait_for_change(self) -> None:
+        self._waiting += 1
+        try:
+            self._condition.wait_for(lambda: not self._changing)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._condition.notify_all()
 
 
 class HnswIndex:
     """Unit vectors of users, searchable by cosine similarity; safe to share between threads.
-
-    Each user has a row, which is also the label in the graph. A deleted user's row is marked in
-    the graph and given to the next new user.
 
     Args:
         dim: length of a vector.
@@ -80,244 +144,495 @@ class HnswIndex:
     def __init__(self, dim: int) -> None:
         self.sequence = 0
         self._dim = dim
-        self._guard = threading.Lock()
+        self._changing = threading.Lock()  # one change at a time; searches do not take it
+        self._lock = _SharedLock()
         self._rows: dict[str, int] = {}
-        self._revisions: dict[str, int] = {}
         self._users: list[str | None] = []
-        self._free: list[int] = []
-        self._vectors = np.zeros((_FIRST_CAPACITY, dim), np.float32)
-        self._graph = _new_graph(dim)
+        self._ids: Ids = np.zeros(_FIRST_CAPACITY, np.int64)
+        self._revisions: Ids = np.zeros(_FIRST_CAPACITY, np.int64)
+        self._alive: Mask = np.zeros(_FIRST_CAPACITY, bool)
+        self._lists = np.zeros(_FIRST_CAPACITY, np.uint16)
+        self._keys = np.zeros(_FIRST_CAPACITY, np.uint64)  # of vectors; 0 where a row is free
+        self._outside: dict[int, set[int]] = {}  # key → rows that are not in the graph
+        self._partition: Partition | None = None
+        self._sorted_rows = 0
+        self._columns = Columns()
+        self._vectors = VectorRows(dim)
+        self._graph = new_graph(dim)
         self._graph.init_index(
             _FIRST_CAPACITY, M=_M, ef_construction=_EF_CONSTRUCTION, random_seed=_SEED
         )
+        self._graph.set_ef(planner.EF_SEARCH)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def __contains__(self, user_id: object) -> bool:
+        return user_id in self._rows
+
     def __repr__(self) -> str:
         return f"<HnswIndex: {len(self):,} users, {self._dim} dimensions>"
 
-    def users(self) -> set[str]:
-        """All users."""
-        with self._guard:
-            return set(self._rows)
+    # --- what is there
 
-    def revision(self, user_id: str) -> int | None:
-        """The revision a user's vector was given with, ``None`` for an unknown user."""
-        return self._revisions.get(user_id)
+    def users(self) -> list[str]:
+        """All users, sorted."""
+        with self._lock.shared():
+            return sorted(self._rows)
+
+    def ids(self) -> Ids:
+        """Ids of all users, in no order."""
+        with self._lock.shared():
+            count = len(self._users)
+            ids: Ids = self._ids[:count][self._alive[:count]]
+            return ids
+
+    def id_of(self, user_id: str) -> int | None:
+        """A user's id, ``None`` for an unknown user."""
+        with self._lock.shared():
+            row = self._rows.get(user_id)
+            return None if row is None else int(self._ids[row])
 
     def vector(self, user_id: str) -> Vector | None:
         """A user's vector, ``None`` for an unknown user."""
-        with self._guard:
+        with self._lock.shared():
             row = self._rows.get(user_id)
             return None if row is None else self._vectors[row].copy()
 
-    def upsert(self, revisions: Mapping[str, int], vectors: Vector) -> None:
-        """Add users or replace their vectors.
+    def without_vector(self, users: Sequence[UserRow]) -> list[UserRow]:
+        """Those users whose present vector is not in the index."""
+        return [user for user in users if self._row_of(user) is None]
 
-        Args:
-            revisions: user → revision of the vector.
-            vectors: unit vectors, float32, ``[number of users, dim]``, in the same order.
-        """
-        if not revisions:
-            return
-        with self._guard:
-            rows = np.array([self._row_for(user_id) for user_id in revisions], np.intp)
-            self._vectors[rows] = vectors
-            self._graph.add_items(vectors, rows)
-            self._revisions.update(revisions)
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether many rows are free, or most have come since the rows were put in order."""
+        rows = len(self._users)
+        free = rows - len(self._rows)
+        return free > max(_FEW_FREE, _MOST_FREE * rows) or (
+            rows > max(_PARTITIONED_FROM, 2 * self._sorted_rows)
+        )
 
-    def delete(self, user_id: str) -> None:
-        """Forget a user; nothing happens if there is no such user."""
-        with self._guard:
-            row = self._rows.pop(user_id, None)
-            if row is None:
-                return
-            del self._revisions[user_id]
-            self._users[row] = None
-            self._free.append(row)
-            self._graph.mark_deleted(row)
+    # --- changing it
 
-    def search(
+    def update(
         self,
-        vector: Vector,
-        top_k: int,
-        *,
-        among: Collection[str] | None = None,
-        exclude: Collection[str] = (),
-    ) -> list[Match]:
-        """The most similar users.
+        users: Sequence[UserRow],
+        vectors: Mapping[int, Vector],
+        removed: Collection[int],
+        sequence: int,
+    ) -> None:
+        """Follow the store: forget users, add users, replace vectors, attributes, preferences.
 
         Args:
-            vector: unit vector, float32, ``[dim]``.
-            top_k: how many to return, at most.
-            among: users to choose from; ``None`` for all. These are scanned one by one.
-            exclude: users to leave out.
+            users: who changed.
+            vectors: id → unit vector, float32, ``[dim]``, of those :meth:`without_vector`.
+            removed: ids of users who are gone.
+            sequence: number of the write up to which this follows.
+        """
+        with self._changing:
+            self._forget(removed)
+            for start in range(0, len(users), _SLICE):
+                if start:
+                    self._lock.let_searches_in()
+                with self._lock.exclusive():
+                    self._put(users[start : start + _SLICE], vectors)
+            self.sequence = sequence
+
+    @classmethod
+    def build(cls, users: Sequence[UserRow], vectors: Vector, sequence: int) -> HnswIndex:
+        """A new index, on all cores.
+
+        Args:
+            users: all of them.
+            vectors: unit vectors, float32, ``[number of users, dim]``, in the same order.
+            sequence: number of the write up to which this follows the store.
+        """
+        index = cls(vectors.shape[1])
+        for row, user in enumerate(users):
+            index._columns.put(row, user.attributes, user.preferences)
+        index._place(
+            [user.user_id for user in users],
+            np.array([user.id for user in users], np.int64),
+            np.array([user.vector_revision for user in users], np.int64),
+            vectors,
+        )
+        index._connect(_ALL_CORES)
+        index.sequence = sequence
+        return index
+
+    def compacted(self, cancelled: Callable[[], bool] = lambda: False) -> HnswIndex | None:
+        """A copy without free rows, its rows in the order of their lists.
+
+        Takes as long as building it; searches and changes go on meanwhile, and the copy has to
+        follow the store from its ``sequence`` on.
+
+        Args:
+            cancelled: asked every now and then whether nobody wants the copy any more.
 
         Returns:
-            Exactly ``min(top_k, eligible users)`` matches, best first, ties by user id.
+            The copy, ``None`` if it was cancelled.
         """
-        with self._guard:
-            excluded = {self._rows[user_id] for user_id in exclude if user_id in self._rows}
-            if among is not None:
-                rows = {self._rows[user_id] for user_id in among if user_id in self._rows}
-            elif (found := self._ask_graph(vector, top_k + len(excluded))) is not None:
-                rows = found
-            else:
-                rows = set(self._rows.values())
-            return self._rank(np.array(list(rows - excluded), np.intp), vector, top_k)
+        copy = HnswIndex(self._dim)
+        with self._changing:
+            rows = np.flatnonzero(self._alive[: len(self._users)])
+            users = [str(self._users[row]) for row in rows]
+            ids, revisions = self._ids[rows], self._revisions[rows]
+            copy.sequence = self.sequence
+            copy._columns = self._columns.take(rows)
+            vectors = self._vectors.take(rows)
+        copy._place(users, ids, revisions, vectors)
+        complete = copy._connect(1, cancelled)
+        return copy if complete else None
 
-    def save(self, directory: Path, fingerprint: str) -> None:
-        """Write the snapshot; the old one stays whole until the new one is on the disk.
+    def _place(self, users: Sequence[str], ids: Ids, revisions: Ids, vectors: Vector) -> None:
+        """Give users rows in an empty index, whose columns are there already, in given order."""
+        count = len(users)
+        order = np.arange(count)
+        self._make_room(count)
+        if count >= _PARTITIONED_FROM:
+            self._partition = Partition.of(vectors, _SEED)
+            lists = self._partition.assign(vectors)
+            order = np.argsort(lists, kind="stable")
+            self._lists[:count] = lists[order]
+            self._columns = self._columns.take(order)
+            self._sorted_rows = count
+        self._vectors.replace(np.ascontiguousarray(vectors[order]))
+        self._ids[:count], self._revisions[:count] = ids[order], revisions[order]
+        self._alive[:count] = True
+        self._keys[:count] = vector_keys(self._vectors.blocks()[0])
+        self._leave_twins_out()
+        names = [users[place] for place in order]
+        self._users = list(names)
+        self._rows = {user: row for row, user in enumerate(names)}
+
+    def _leave_twins_out(self) -> None:
+        """Choose who stays out of the graph, of an index that was just filled."""
+        keys = self._keys[: len(self._vectors)]
+        order = np.argsort(keys, kind="stable")
+        _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+        for start, count in zip(starts, counts, strict=True):
+            if count > _MOST_TWINS:
+                rows = order[start : start + count]
+                self._outside[int(keys[rows[0]])] = set(rows[_MOST_TWINS:].tolist())
+
+    def _connect(self, threads: int, cancelled: Callable[[], bool] = lambda: False) -> bool:
+        """Put all rows into the graph; returns whether that was not cancelled."""
+        # In random order: a graph that gets one list after the other is a worse graph.
+        inside = set(range(len(self._users))).difference(*self._outside.values())
+        shuffled = np.random.default_rng(_SEED).permutation(sorted(inside))
+        for start in range(0, len(shuffled), _BUILD_SLICE):
+            if cancelled():
+                return False
+            some = shuffled[start : start + _BUILD_SLICE]
+            self._graph.add_items(self._vectors.take(some), some, num_threads=threads)
+        return True
+
+    def _forget(self, removed: Collection[int]) -> None:
+        if not removed:
+            return
+        count = len(self._users)
+        rows = np.flatnonzero(np.isin(self._ids[:count], list(removed)) & self._alive[:count])
+        with self._lock.exclusive():
+            for row in rows:
+                self._retire(int(row))
+
+    def _retire(self, row: int) -> None:
+        user_id = self._users[row]
+        self._leave_graph(row)
+        self._alive[row] = False
+        self._ids[row] = 0
+        self._users[row] = None
+        if user_id is not None and self._rows.get(user_id) == row:
+            del self._rows[user_id]
+
+    def _leave_graph(self, row: int) -> None:
+        key = int(self._keys[row])
+        self._keys[row] = 0
+        twins = self._outside.get(key, set())
+        if row in twins:
+            twins.remove(row)
+        else:
+            self._graph.mark_deleted(row)
+            if twins:  # somebody has to stand for them
+                heir = twins.pop()
+                self._graph.add_items(self._vectors[heir][np.newaxis], [heir], num_threads=1)
+        if not twins:
+            self._outside.pop(key, None)
+
+    def _enter_graph(self, vectors: Vector, first: int) -> None:
+        """Put new rows into the graph, but for those that have enough twins there."""
+        inside = []
+        for row, key in enumerate(vector_keys(vectors), start=first):
+            twins = np.count_nonzero(self._keys[:row] == key)
+            self._keys[row] = key
+            if twins < _MOST_TWINS:
+                inside.append(row)
+            else:
+                self._outside.setdefault(int(key), set()).add(row)
+        if inside:
+            rows = np.array(inside)
+            self._graph.add_items(vectors[rows - first], rows, num_threads=1)
+
+    def _put(self, users: Sequence[UserRow], vectors: Mapping[int, Vector]) -> None:
+        fresh = [user for user in users if user.id in vectors]
+        if fresh:
+            self._append(fresh, np.stack([vectors[user.id] for user in fresh]))
+        for user in users:
+            self._columns.put(self._rows[user.user_id], user.attributes, user.preferences)
+
+    def _append(self, users: Sequence[UserRow], vectors: Vector) -> None:
+        first, end = len(self._users), len(self._users) + len(users)
+        self._make_room(end)
+        self._enter_graph(vectors, first)
+        self._vectors.append(vectors)
+        self._ids[first:end] = [user.id for user in users]
+        self._revisions[first:end] = [user.vector_revision for user in users]
+        self._alive[first:end] = True
+        if self._partition is not None:
+            self._lists[first:end] = self._partition.assign(vectors)
+        for row, user in enumerate(users, start=first):
+            old = self._rows.get(user.user_id)
+            if old is not None:
+                self._retire(old)
+            self._users.append(user.user_id)
+            self._rows[user.user_id] = row
+
+    def _make_room(self, count: int) -> None:
+        if count > self._graph.get_max_elements():  # in steps: growing takes longer the more it is
+            self._graph.resize_index(count + max(_FIRST_CAPACITY, int(_GROWTH * count)))
+        if count > len(self._ids):
+            capacity = count + max(_FIRST_CAPACITY, int(_GROWTH * count))
+            for name in ("_ids", "_revisions", "_alive", "_lists", "_keys"):
+                array = getattr(self, name)
+                longer = np.zeros(capacity, array.dtype)
+                longer[: len(array)] = array
+                setattr(self, name, longer)
+
+    def _row_of(self, user: UserRow) -> int | None:
+        """The row with the user's present vector."""
+        row = self._rows.get(user.user_id)
+        if row is None or (self._ids[row], self._revisions[row]) != (user.id, user.vector_revision):
+            return None
+        return row
+
+    # --- searching
+
+    def search(self, question: Question) -> tuple[list[Match], Plan]:
+        """The most similar users, and how they were found.
+
+        Returns:
+            ``min(top_k, users who qualify)`` matches, best first, ties by user id; the plan.
+        """
+        with self._lock.shared():
+            return self._search(question, self._rows_of(question.exclude))
+
+    def search_exactly(self, question: Question) -> list[Match]:
+        """The most similar users, found by comparing all who qualify."""
+        with self._lock.shared():
+            rows = np.flatnonzero(self._qualifying(question, self._rows_of(question.exclude)))
+            return self._best(rows, question)
+
+    def _rows_of(self, user_ids: Collection[str]) -> Rows:
+        rows = [self._rows[user_id] for user_id in user_ids if user_id in self._rows]
+        return np.array(rows, np.intp)
+
+    def _search(self, question: Question, excluded: Rows) -> tuple[list[Match], Plan]:
+        users = len(self._rows)
+        share = self._share(question.wanted)
+        needed = question.top_k + min(len(excluded), question.top_k)
+        fetch = planner.fetch_for(needed, share)
+        graph_us = planner.graph_us(fetch, users, self._dim)
+        scan_us = planner.scan_us(len(self._users), share * users, len(question.wanted), self._dim)
+        expected = (users, round(share * users), graph_us, scan_us)
+        fetched: list[int] = []
+        while len(fetched) < _ATTEMPTS and graph_us <= scan_us:
+            fetched.append(fetch)
+            answer = self._ask_graph(question, excluded, fetch)
+            if answer is None:
+                break
+            found, scores, complete = answer
+            if complete:
+                matches = self._matches(found, scores, question)
+                return matches, Plan("graph", *expected, tuple(fetched))
+            # Near the query, fewer qualify than elsewhere.
+            fetch = max(2 * fetch, planner.fetch_for(needed, (len(found) + 0.5) / fetch))
+            graph_us = planner.graph_us(fetch, users, self._dim)
+        rows = np.flatnonzero(self._qualifying(question, excluded))
+        near = self._nearest_lists(rows, question)
+        plan = Plan("scan", *expected, tuple(fetched), len(rows), len(near))
+        return self._best(near, question), plan
+
+    def _share(self, wanted: Filter) -> float:
+        """About how many of the users meet a filter, in (0, 1]; from a sample."""
+        if not wanted:
+            return 1.0
+        count = len(self._users)
+        sample = np.arange(0, count, max(count // planner.SAMPLE, 1))
+        alive = self._alive[sample]
+        met = np.count_nonzero(self._columns.select(wanted, sample) & alive)
+        return (met + 0.5) / (np.count_nonzero(alive) + 0.5)
+
+    def _ask_graph(
+        self, question: Question, excluded: Rows, fetch: int
+    ) -> tuple[Rows, Vector, bool] | None:
+        """Rows of the nearest users who qualify, best first, their scores, and if that will do.
+
+        ``None`` if the graph cannot reach that many users.
+        """
+        try:
+            labels, distances = self._graph.knn_query(
+                question.vector[np.newaxis], k=fetch, num_threads=1
+            )
+        except RuntimeError:
+            return None
+        rows, scores = labels[0].astype(np.intp), 1.0 - distances[0]
+        complete = scores[-1] < question.min_score - _ROUNDING
+        if self._outside:
+            rows, scores = self._with_twins(rows, scores)
+        if question.wanted:
+            keep = self._columns.select(question.wanted, rows)
+            rows, scores = rows[keep], scores[keep]
+        if len(excluded):
+            keep = np.isin(rows, excluded, invert=True)
+            rows, scores = rows[keep], scores[keep]
+        return rows, scores, complete or len(rows) >= question.top_k
+
+    def _with_twins(self, rows: Rows, scores: Vector) -> tuple[Rows, Vector]:
+        """Rows of the graph and those that they stand for, best first."""
+        stand_for = {
+            key: score
+            for key, score in zip(self._keys[rows].tolist(), scores, strict=True)
+            if key in self._outside
+        }
+        others = [np.array(sorted(self._outside[key]), np.intp) for key in stand_for]
+        theirs = [np.full(len(o), s) for o, s in zip(others, stand_for.values(), strict=True)]
+        rows, scores = np.concatenate([rows, *others]), np.concatenate([scores, *theirs])
+        best_first = np.argsort(-scores, kind="stable")
+        return rows[best_first], scores[best_first]
+
+    def _qualifying(self, question: Question, excluded: Rows) -> Mask:
+        count = len(self._users)
+        mask = self._alive[:count].copy()
+        if question.wanted:
+            mask &= self._columns.select(question.wanted, slice(0, count))
+        mask[excluded] = False
+        return mask
+
+    def _nearest_lists(self, rows: Rows, question: Question) -> Rows:
+        """Of too many rows, those in the lists that are nearest to the query."""
+        most = max(planner.SCANNED_AT_MOST, 4 * question.top_k)
+        if self._partition is None or len(rows) <= most:
+            return rows
+        lists = self._lists[rows]
+        near: Rows = rows[self._partition.nearest_holding(question.vector, lists, most)[lists]]
+        return near
+
+    def _best(self, rows: Rows, question: Question) -> list[Match]:
+        """The best of some rows, in ascending order."""
+        vector, top_k = question.vector, question.top_k
+        if len(rows) > top_k + planner.TIES:
+            rough = self._vectors.scores(rows, vector)
+            border = max(np.partition(rough, -top_k)[-top_k], question.min_score)
+            rows = rows[rough >= border - _ROUNDING]
+        # Row by row in double precision: equal vectors get equal scores, so ties are real ties.
+        scores = (self._vectors.take(rows).astype(np.float64) * vector).sum(axis=1)
+        return self._matches(rows, scores, question)
+
+    def _matches(
+        self, rows: Rows, scores: npt.NDArray[np.floating[Any]], question: Question
+    ) -> list[Match]:
+        """The best of some rows whose scores are known."""
+        least = question.min_score - _ROUNDING
+        if len(scores) > question.top_k:
+            last = np.partition(scores, -question.top_k)[-question.top_k]
+            keep = scores >= last - _ROUNDING
+            rows, scores = rows[keep], scores[keep]
+        matches = [
+            Match(str(self._users[row]), min(max(score, -1.0), 1.0))
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            if score >= least
+        ]
+        matches.sort(key=lambda match: (-match.score, match.user_id))
+        return matches[: question.top_k]
+
+    # --- on disk
+
+    def save(self, folder: Path, fingerprint: str) -> None:
+        """Write the snapshot, and let go of the memory of the vectors in it, which are mapped.
+
+        Changes wait until it is written; searches do not.
 
         Args:
-            directory: the index folder.
+            folder: of the generation.
             fingerprint: the model's.
 
         Raises:
             OSError: the disk does not take it.
         """
-        whole, graph = directory / f"{FILENAME}.tmp", directory / f"{FILENAME}.graph.tmp"
-        try:
-            with self._guard:
-                self._write_graph(graph)
-                self._write_whole(whole, graph.read_bytes(), fingerprint)
-            whole.replace(directory / FILENAME)
-            _sync_directory(directory)
-        finally:
-            for scratch in (whole, graph):
-                scratch.unlink(missing_ok=True)
+        with self._changing:
+            count = len(self._users)
+            centroids = np.empty((0, self._dim), np.float32)
+            snapshot = Snapshot(
+                sequence=self.sequence,
+                vectors=centroids,
+                ids=self._ids[:count],
+                revisions=self._revisions[:count],
+                lists=self._lists[:count],
+                centroids=centroids if self._partition is None else self._partition.centroids,
+                sorted_rows=self._sorted_rows,
+                graph=self._graph,
+            )
+            mapped = write_snapshot(folder, fingerprint, snapshot, self._vectors.blocks())
+            with self._lock.exclusive():
+                self._vectors.replace(mapped)
 
     @classmethod
-    def load(cls, directory: Path, *, fingerprint: str, dim: int) -> HnswIndex | None:
+    def load(
+        cls, folder: Path, fingerprint: str, dim: int, users: Sequence[UserRow]
+    ) -> HnswIndex | None:
         """Read the snapshot, ``None`` if there is none that can be trusted.
 
+        Users whose vector it does not have, or not the present one, are left out: have the index
+        :meth:`update` them.
+
         Args:
-            directory: the index folder.
+            folder: of the generation.
             fingerprint: the model that the vectors have to come from.
             dim: length of a vector.
+            users: all users that there are now.
         """
-        try:
-            with (directory / FILENAME).open("rb") as file:
-                first = file.readline(len(_MAGIC) + 100).decode(errors="replace")
-                start = file.tell()
-                if first != _first_line(hashlib.file_digest(file, "sha256").hexdigest()):
-                    return None
-                file.seek(start)
-                header = _Header(**json.loads(file.readline()))
-                expected = (fingerprint, dim, version("hnswlib"))
-                if (header.fingerprint, header.dim, header.hnswlib) != expected:
-                    return None
-                return cls._restore(header, file)
-        except (OSError, RuntimeError):  # RuntimeError: hnswlib does not like its own file
+        snapshot = read_snapshot(folder, fingerprint, dim)
+        if snapshot is None:
             return None
-
-    @classmethod
-    def _restore(cls, header: _Header, file: IO[bytes]) -> HnswIndex:
-        index = cls(header.dim)
-        count = len(header.users)
-        capacity = max(_FIRST_CAPACITY, count)
-        index.sequence = header.sequence
-        index._users = list(header.users)
-        index._rows = {user: row for row, user in enumerate(header.users) if user is not None}
-        index._free = [row for row, user in enumerate(header.users) if user is None]
-        index._revisions = dict(header.revisions)
-        index._vectors = np.zeros((capacity, header.dim), np.float32)
-        vectors = np.frombuffer(file.read(count * header.dim * 4), "<f4")
-        index._vectors[:count] = vectors.reshape(count, header.dim)
-        with tempfile.NamedTemporaryFile(prefix="vibematch-") as graph:
-            shutil.copyfileobj(file, graph)
-            graph.flush()
-            index._graph = _new_graph(header.dim)
-            index._graph.load_index(graph.name, max_elements=capacity)
+        index, count = cls(dim), len(snapshot.ids)
+        index._graph = snapshot.graph
+        index._graph.set_ef(planner.EF_SEARCH)
+        index._make_room(count)
+        index._ids[:count], index._revisions[:count] = snapshot.ids, snapshot.revisions
+        index._lists[:count] = snapshot.lists
+        index._alive[:count] = snapshot.ids != 0
+        index._partition = Partition(snapshot.centroids) if len(snapshot.centroids) else None
+        index._sorted_rows = snapshot.sorted_rows
+        index._vectors.replace(snapshot.vectors)
+        index._keys[:count] = vector_keys(snapshot.vectors) * (snapshot.ids != 0)
+        if index._graph.get_current_count() < count:
+            outside = np.setdiff1d(np.flatnonzero(snapshot.ids), index._graph.get_ids_list())
+            for row in outside.tolist():
+                index._outside.setdefault(int(index._keys[row]), set()).add(row)
+        index._users = [None] * count
+        index.sequence = snapshot.sequence
+        index._recognise(users)
         return index
 
-    def _write_graph(self, path: Path) -> None:
-        self._graph.save_index(str(path))
-        if path.stat().st_size != self._graph.index_file_size():  # hnswlib does not check
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def _write_whole(self, path: Path, graph: bytes, fingerprint: str) -> None:
-        header = _Header(
-            fingerprint=fingerprint,
-            sequence=self.sequence,
-            hnswlib=version("hnswlib"),
-            dim=self._dim,
-            users=self._users,
-            revisions=self._revisions,
-        )
-        parts = (
-            json.dumps(dataclasses.asdict(header)).encode() + b"\n",
-            self._vectors[: len(self._users)].astype("<f4", copy=False).data,
-            graph,
-        )
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(part)
-        with path.open("wb") as file:
-            file.write(_first_line(digest.hexdigest()).encode())
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _row_for(self, user_id: str) -> int:
-        if user_id in self._rows:
-            return self._rows[user_id]
-        if self._free:
-            row = self._free.pop()
-            self._users[row] = user_id
-        else:
-            row = len(self._users)
-            self._users.append(user_id)
-            self._make_room(len(self._users))
-        self._rows[user_id] = row
-        return row
-
-    def _make_room(self, count: int) -> None:
-        capacity = len(self._vectors)
-        if count <= capacity:
-            return
-        self._vectors = np.concatenate([self._vectors, np.zeros_like(self._vectors)])
-        self._graph.resize_index(2 * capacity)
-
-    def _ask_graph(self, vector: Vector, count: int) -> set[int] | None:
-        """Rows of the ``count`` nearest users, or ``None`` where a scan serves better."""
-        if len(self._rows) <= max(EXACT_UP_TO, 4 * count):
-            return None
-        self._graph.set_ef(max(_EF_SEARCH, 2 * count))
-        try:
-            labels, _ = self._graph.knn_query(vector[np.newaxis], k=count)
-        except RuntimeError:  # the graph could not reach that many users
-            return None
-        return {int(label) for label in labels[0]}
-
-    def _rank(self, rows: npt.NDArray[np.intp], vector: Vector, top_k: int) -> list[Match]:
-        if len(rows) > top_k:
-            rough = self._vectors[rows] @ vector
-            border = np.partition(rough, -top_k)[-top_k]
-            rows = rows[rough >= border - _ROUNDING]
-        # Row by row in double precision: equal vectors get equal scores, so ties are real ties.
-        scores = (self._vectors[rows].astype(np.float64) * vector).sum(axis=1).clip(-1.0, 1.0)
-        matches = [
-            Match(str(self._users[row]), float(score))
-            for row, score in zip(rows, scores, strict=True)
-        ]
-        return sorted(matches, key=lambda match: (-match.score, match.user_id))[:top_k]
-
-
-def _first_line(digest: str) -> str:
-    return f"{_MAGIC} {digest}\n"
-
-
-def _new_graph(dim: int) -> Any:
-    import hnswlib  # here, so that commands which never search start fast
-
-    return hnswlib.Index(space="ip", dim=dim)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _recognise(self, users: Sequence[UserRow]) -> None:
+        """Say whose the rows of a snapshot are; those of nobody, or of old vectors, are freed."""
+        row_of = {int(id_): row for row, id_ in enumerate(self._ids[: len(self._users)]) if id_}
+        for user in users:
+            row = row_of.get(user.id)
+            if row is not None and self._revisions[row] == user.vector_revision:
+                del row_of[user.id]
+                self._users[row] = user.user_id
+                self._rows[user.user_id] = row
+                self._columns.put(row, user.attributes, user.preferences)
+        for row in row_of.values():
+            self._retire(row)

@@ -14,11 +14,14 @@ HEAVY = {"torch", "onnxruntime", "transformers", "grpc", "tritonclient", "hnswli
 
 def test_public_names_are_these() -> None:
     assert sorted(vibematch.__all__) == [
+        "AsyncEncoder",
         "Encoder",
         "Manifest",
         "Match",
         "MatchingEngine",
         "Preprocessing",
+        "Profile",
+        "StoredPhoto",
         "VibematchError",
         "__version__",
         "preprocess",

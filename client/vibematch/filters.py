@@ -1,0 +1,248 @@
+"""Who qualifies: attributes and preferences of all users as columns in memory.
+
+A search has to ask "who of these is M, 25 to 35, and looks for someone like me?" of some hundred
+users, or of all of them, in a fraction of a millisecond. So each attribute is an array with one
+element per row of the index, and a condition is a comparison of arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vibematch.attributes import Condition, Value, Where, as_bound, choices_of
+
+Rows: TypeAlias = npt.NDArray[np.intp]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Column: TypeAlias = npt.NDArray[Any]
+
+_FIRST_CAPACITY: Final = 1024
+_FEW: Final = 4
+# Codes of an attribute: missing, a number, then the texts seen. Codes of what is preferred:
+# anything, a range of numbers, then the sets of values seen.
+_MISSING: Final = 0
+_ANYTHING: Final = 0
+_NUMBER: Final = 1
+_FIRST_CODE: Final = 2
+_NOBODY: Final = -1
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a match has to be.
+
+    Attributes:
+        where: conditions on the match's attributes, all of which have to hold.
+        accepted_by: somebody's attributes, which the match's preferences have to accept; ``None``
+            if they do not matter.
+    """
+
+    where: Sequence[tuple[str, Condition]] = ()
+    accepted_by: Mapping[str, Value] | None = None
+
+    def __len__(self) -> int:
+        """About how many comparisons it takes."""
+        return len(self.where) + (0 if self.accepted_by is None else 2)
+
+
+class Columns:
+    """Attributes and preferences by row."""
+
+    def __init__(self) -> None:
+        self._attributes: dict[str, _Attribute] = {}
+        self._preferences: dict[str, _Preference] = {}
+        self._capacity = _FIRST_CAPACITY
+
+    def put(self, row: int, attributes: Mapping[str, Value], preferences: Where) -> None:
+        """Set all that is known about the user in a row."""
+        if row >= self._capacity:
+            self._capacity = max(2 * self._capacity, row + 1)
+            for attribute in self._attributes.values():
+                attribute.grow(self._capacity)
+            for preference in self._preferences.values():
+                preference.grow(self._capacity)
+        for name in attributes.keys() - self._attributes.keys():
+            self._attributes[name] = _Attribute(self._capacity)
+        for name in preferences.keys() - self._preferences.keys():
+            self._preferences[name] = _Preference(self._capacity)
+        for name, attribute in self._attributes.items():
+            attribute.put(row, attributes.get(name))
+        for name, preference in self._preferences.items():
+            if name in preferences:
+                preference.put(row, preferences[name])
+            else:
+                preference.clear(row)
+
+    def take(self, rows: Rows) -> Columns:
+        """A copy of some rows, in the given order."""
+        taken = Columns()
+        taken._capacity = max(_FIRST_CAPACITY, len(rows))
+        for name, attribute in self._attributes.items():
+            taken._attributes[name] = attribute.take(rows, taken._capacity)
+        for name, preference in self._preferences.items():
+            taken._preferences[name] = preference.take(rows, taken._capacity)
+        return taken
+
+    def select(self, wanted: Filter, rows: Rows | slice) -> Mask:
+        """Which rows qualify.
+
+        Args:
+            wanted: the filter.
+            rows: the rows to look at; all of them were put.
+
+        Returns:
+            Booleans, one for each row looked at.
+        """
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        mask = np.ones(count, bool)
+        for name, condition in wanted.where:
+            attribute = self._attributes.get(name)
+            if attribute is not None:
+                mask &= attribute.select(condition, rows)
+            elif not accepts(condition, None):  # nobody has such an attribute
+                mask[:] = False
+        if wanted.accepted_by is not None:
+            for name, preference in self._preferences.items():
+                mask &= preference.select(wanted.accepted_by.get(name), rows)
+        return mask
+
+
+def accepts(condition: Condition, value: Value | None) -> bool:
+    """Whether a value (``None``: no value) meets a condition; what :class:`Columns` does fast.
+
+    Numbers, to which true and false belong, are compared as float64.
+    """
+    if isinstance(condition, tuple):
+        low, high = map(_as_float, condition)
+        return isinstance(value, int | float) and low <= value <= high
+    return any(
+        float(choice) == float(value)
+        if isinstance(choice, int | float) and isinstance(value, int | float)
+        else choice == value
+        for choice in _choices(condition)
+    )
+
+
+def _as_float(number: float) -> float:
+    return float(as_bound(number))  # NumPy would compare with larger integers one by one
+
+
+def _choices(condition: Condition) -> frozenset[Value | None]:
+    return frozenset(choices_of(condition))
+
+
+class _Attribute:
+    """One attribute: a code per row, which says which text it is, and a number per row."""
+
+    def __init__(self, capacity: int) -> None:
+        self._code_of: dict[str, int] = {}
+        self._codes = np.full(capacity, _MISSING, np.int32)
+        self._numbers = np.full(capacity, math.nan)
+
+    def grow(self, capacity: int) -> None:
+        self._codes = _longer(self._codes, capacity, _MISSING)
+        self._numbers = _longer(self._numbers, capacity, math.nan)
+
+    def take(self, rows: Rows, capacity: int) -> _Attribute:
+        taken = _Attribute(capacity)
+        taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
+        taken._code_of = {text: kept[code] for text, code in self._code_of.items() if code in kept}
+        taken._numbers[: len(rows)] = self._numbers[rows]
+        return taken
+
+    def put(self, row: int, value: Value | None) -> None:
+        self._numbers[row] = math.nan
+        if value is None:
+            self._codes[row] = _MISSING
+        elif isinstance(value, str):
+            self._codes[row] = self._code_of.setdefault(value, len(self._code_of) + _FIRST_CODE)
+        else:
+            self._codes[row], self._numbers[row] = _NUMBER, value
+
+    def select(self, condition: Condition, rows: Rows | slice) -> Mask:
+        mask: Mask
+        if isinstance(condition, tuple):
+            numbers, (low, high) = self._numbers[rows], map(_as_float, condition)
+            mask = (numbers >= low) & (numbers <= high)
+            return mask
+        codes = self._codes[rows]
+        wanted = [_MISSING] if None in _choices(condition) else []
+        amounts = []
+        for choice in _choices(condition):
+            if isinstance(choice, str):
+                wanted.append(self._code_of.get(choice, _NOBODY))
+            elif choice is not None:
+                amounts.append(_as_float(choice))
+        mask = np.zeros(len(codes), bool)
+        if len(wanted) <= _FEW:  # quicker than looking each row up
+            for code in wanted:
+                mask |= codes == code
+        else:
+            mask = np.isin(codes, wanted, kind="table")
+        if amounts:
+            mask |= np.isin(self._numbers[rows], amounts)
+        return mask
+
+
+class _Preference:
+    """What users want of one attribute: a code per row for sets of values, bounds for ranges."""
+
+    def __init__(self, capacity: int) -> None:
+        self._code_of: dict[frozenset[Value | None], int] = {}
+        self._codes = np.full(capacity, _ANYTHING, np.int32)
+        self._low = np.full(capacity, -math.inf)
+        self._high = np.full(capacity, math.inf)
+
+    def grow(self, capacity: int) -> None:
+        self._codes = _longer(self._codes, capacity, _ANYTHING)
+        self._low = _longer(self._low, capacity, -math.inf)
+        self._high = _longer(self._high, capacity, math.inf)
+
+    def take(self, rows: Rows, capacity: int) -> _Preference:
+        taken = _Preference(capacity)
+        taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
+        taken._code_of = {want: kept[code] for want, code in self._code_of.items() if code in kept}
+        taken._low[: len(rows)] = self._low[rows]
+        taken._high[: len(rows)] = self._high[rows]
+        return taken
+
+    def clear(self, row: int) -> None:
+        self._codes[row], self._low[row], self._high[row] = _ANYTHING, -math.inf, math.inf
+
+    def put(self, row: int, condition: Condition) -> None:
+        self.clear(row)
+        if isinstance(condition, tuple):
+            self._codes[row] = _NUMBER
+            self._low[row], self._high[row] = map(_as_float, condition)
+        else:
+            next_code = len(self._code_of) + _FIRST_CODE
+            self._codes[row] = self._code_of.setdefault(_choices(condition), next_code)
+
+    def select(self, value: Value | None, rows: Rows | slice) -> Mask:
+        table = np.ones(len(self._code_of) + _FIRST_CODE, bool)
+        table[_NUMBER] = isinstance(value, int | float)
+        for choices, code in self._code_of.items():
+            table[code] = accepts(choices, value)
+        mask: Mask = table[self._codes[rows]]
+        if isinstance(value, int | float):
+            mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
+        return mask
+
+
+def _recoded(codes: Column) -> tuple[Column, dict[int, int]]:
+    """Codes without those that no row has any more, and old code → new code."""
+    used = np.unique(codes[codes >= _FIRST_CODE])
+    table = np.arange(int(codes.max(initial=0)) + 1)
+    table[used] = np.arange(len(used)) + _FIRST_CODE
+    return table[codes], {int(code): int(table[code]) for code in used}
+
+
+def _longer(column: Column, capacity: int, missing: float) -> Column:
+    longer = np.full(capacity, missing, column.dtype)
+    longer[: len(column)] = column
+    return longer

@@ -1,0 +1,108 @@
+"""How to answer a search: ask the graph for more than needed, or scan those who qualify.
+
+The graph finds the nearest users among all of them, so where few qualify it has to be asked for
+many; a scan looks at each user who qualifies. Whichever is expected to be quicker is tried. What
+the graph returns then tells how many qualify *near the query*, which can be fewer than anywhere
+else (a filter may leave out the very style that is asked for): then the plan changes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal, NamedTuple
+
+EXACT_UP_TO: Final = 2_000
+"""An index of this many users is scanned: as fast as the graph there, and exact."""
+EF_SEARCH: Final = 128
+"""Users that hnswlib keeps in view during a search, at least: recall against time."""
+SCANNED_AT_MOST: Final = 16_384
+"""Users that a scan compares, those in the nearest lists; only larger results are not exact."""
+SAMPLE: Final = 1_024
+"""Users on whom a filter is tried, to estimate how many qualify."""
+
+_MARGIN: Final = 1.3
+TIES: Final = 6
+"""Users beyond those asked for, so that ties at the end are broken by user id."""
+_WORTH_ASKING: Final = 0.25
+"""Of all users: whoever wants more of them had better scan."""
+
+# Microseconds, fitted to 200,000 users of 256 dimensions on one core (Zen 4); only their ratios
+# matter. benchmarks/search.py prints what they should be.
+_GRAPH_US: Final = 60.0
+_GRAPH_US_PER_USER: Final = 1.25
+_SCAN_US: Final = 60.0
+_SCAN_US_PER_ROW: Final = 0.0015
+_SCAN_US_PER_QUALIFYING: Final = 0.12
+_LISTS_US_PER_ROW: Final = 0.003
+_DIM: Final = 256
+
+
+class Plan(NamedTuple):
+    """How a search was answered, and what was expected.
+
+    Attributes:
+        strategy: what gave the answer.
+        users: how many users there are.
+        estimated_qualifying: how many of them were expected to qualify.
+        graph_us: expected microseconds of the graph.
+        scan_us: expected microseconds of a scan.
+        fetched: how many users the graph was asked for, each time.
+        qualifying: how many users do qualify; a graph does not tell.
+        scanned: how many of them a scan compared. If these are all, the answer is exact.
+    """
+
+    strategy: Literal["graph", "scan"]
+    users: int
+    estimated_qualifying: int
+    graph_us: float
+    scan_us: float
+    fetched: tuple[int, ...]
+    qualifying: int | None = None
+    scanned: int | None = None
+
+    def __str__(self) -> str:
+        steps = [f"asked the graph for {count:,} users" for count in self.fetched]
+        if self.strategy == "scan":
+            steps.append(f"compared {self.scanned:,} of the {self.qualifying:,} who qualify")
+        graph = f"{self.graph_us:,.0f} µs" if math.isfinite(self.graph_us) else "no answer"
+        return (
+            f"{', then '.join(steps)}; expected: {self.estimated_qualifying:,} of {self.users:,} "
+            f"users qualify, {graph} by the graph, {self.scan_us:,.0f} µs by a scan"
+        )
+
+
+def fetch_for(wanted: int, share: float) -> int:
+    """How many users to ask the graph for, so that ``wanted`` are left of them.
+
+    Args:
+        wanted: how many are needed.
+        share: how many of those near the query qualify, in (0, 1].
+    """
+    margin = 1.0 if share >= 1 else _MARGIN
+    return math.ceil(margin * wanted / share) + TIES
+
+
+def graph_us(fetch: int, users: int, dim: int) -> float:
+    """Expected microseconds of asking the graph; infinite where it cannot be asked."""
+    if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
+        return math.inf
+    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, EF_SEARCH) * dim / _DIM
+
+
+def scan_us(rows: int, qualifying: float, conditions: int, dim: int) -> float:
+    """Expected microseconds of a scan.
+
+    Args:
+        rows: all rows, on which the conditions are tried.
+        qualifying: how many of them have to be compared, or have to be narrowed down first.
+        conditions: how many conditions there are.
+        dim: length of a vector.
+    """
+    narrowing = _LISTS_US_PER_ROW * rows if qualifying > SCANNED_AT_MOST else 0.0
+    compared = min(qualifying, SCANNED_AT_MOST)
+    return (
+        _SCAN_US
+        + _SCAN_US_PER_ROW * rows * (1 + conditions)
+        + narrowing
+        + _SCAN_US_PER_QUALIFYING * compared * dim / _DIM
+    )

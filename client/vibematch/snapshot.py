@@ -1,0 +1,229 @@
+"""The search index on disk, so that the next start is quick. It can always be made anew.
+
+Two files in the folder of a generation:
+
+``snapshot``
+    one line ``vibematch-snapshot 2 SHA256``, the digest being that of all bytes behind it; one
+    line of JSON (:class:`_Header`), padded with spaces so that what follows begins at a multiple
+    of 64; then arrays by row, little-endian: the vectors (float32), the users' ids and the
+    revisions of their vectors (int64; id 0 where a row is free), their lists (uint16); then the
+    centroids of the lists (float32).
+``snapshot.graph-SHA256``
+    the graph as hnswlib saves it, named by the first half of its digest, which is in the header.
+
+hnswlib's loader trusts its input, so it sees only bytes whose digest was right. The vectors are
+mapped, not read: all processes share them, and the kernel may drop them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vibematch.folder import sync_folder
+from vibematch.vectors import Vector
+
+FILENAME: Final = "snapshot"
+
+_MAGIC: Final = "vibematch-snapshot 2"
+_ALIGNMENT: Final = 64
+_TRIES: Final = 3
+
+
+@dataclass(frozen=True)
+class _Header:
+    fingerprint: str
+    sequence: int
+    hnswlib: str
+    dim: int
+    rows: int
+    lists: int
+    sorted_rows: int
+    graph_sha256: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a snapshot holds.
+
+    Attributes:
+        sequence: number of the last write that it knows.
+        vectors: by row, float32 ``[rows, dim]``, mapped.
+        ids: users' ids by row, int64 ``[rows]``, 0 where a row is free.
+        revisions: of their vectors, int64 ``[rows]``.
+        lists: their lists, uint16 ``[rows]``.
+        centroids: of the lists, float32 ``[lists, dim]``; no lists before there are many users.
+        sorted_rows: so many rows, from the first, are in the order of their lists.
+        graph: hnswlib's index.
+    """
+
+    sequence: int
+    vectors: Vector
+    ids: npt.NDArray[np.int64]
+    revisions: npt.NDArray[np.int64]
+    lists: npt.NDArray[np.uint16]
+    centroids: Vector
+    sorted_rows: int
+    graph: Any
+
+
+def new_graph(dim: int) -> Any:
+    """An hnswlib index without a graph yet, for unit vectors."""
+    import hnswlib  # here, so that commands which never search start fast
+
+    return hnswlib.Index(space="ip", dim=dim)
+
+
+def write_snapshot(
+    folder: Path, fingerprint: str, snapshot: Snapshot, blocks: Sequence[Vector]
+) -> Vector:
+    """Write a snapshot; the old one stays whole until the new one is on the disk.
+
+    Args:
+        folder: of the generation.
+        fingerprint: the model's.
+        snapshot: what to write, but for the vectors.
+        blocks: the vectors.
+
+    Returns:
+        The vectors, mapped from the new file.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    whole, graph = folder / f"{FILENAME}.tmp", folder / f"{FILENAME}.graph.tmp"
+    try:
+        digest = _write_graph(graph, snapshot.graph)
+        header = _Header(
+            fingerprint=fingerprint,
+            sequence=snapshot.sequence,
+            hnswlib=version("hnswlib"),
+            dim=snapshot.centroids.shape[1],
+            rows=len(snapshot.ids),
+            lists=len(snapshot.centroids),
+            sorted_rows=snapshot.sorted_rows,
+            graph_sha256=digest,
+        )
+        arrays = (snapshot.ids, snapshot.revisions, snapshot.lists, snapshot.centroids)
+        offset = _write_whole(whole, header, [*blocks, *arrays])
+        graph.replace(_graph_path(folder, digest))
+        whole.replace(folder / FILENAME)
+        sync_folder(folder)
+    finally:
+        whole.unlink(missing_ok=True)
+        graph.unlink(missing_ok=True)
+    for old in folder.glob(f"{FILENAME}.graph-*"):
+        if old != _graph_path(folder, digest):
+            old.unlink(missing_ok=True)
+    with (folder / FILENAME).open("rb") as file:
+        return _mapped(file, header, offset)
+
+
+def read_snapshot(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
+    """Read the snapshot, ``None`` if there is none that can be trusted.
+
+    Args:
+        folder: of the generation.
+        fingerprint: the model that the vectors have to come from.
+        dim: length of a vector.
+    """
+    for _ in range(_TRIES):  # a writer may replace both files in between
+        try:
+            return _read(folder, fingerprint, dim)
+        except FileNotFoundError:
+            continue
+        except (OSError, RuntimeError, TypeError, ValueError):
+            return None  # RuntimeError: hnswlib does not like its own file; the others: the header
+    return None
+
+
+def _read(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
+    with (folder / FILENAME).open("rb") as file:
+        first = file.readline(len(_MAGIC) + 100).decode(errors="replace")
+        start = file.tell()
+        if first != _first_line(hashlib.file_digest(file, "sha256").hexdigest()):
+            return None
+        file.seek(start)
+        header = _Header(**json.loads(file.readline()))
+        expected = (fingerprint, dim, version("hnswlib"))
+        if (header.fingerprint, header.dim, header.hnswlib) != expected:
+            return None
+        offset = file.tell()
+        vectors = _mapped(file, header, offset)
+        file.seek(offset + header.rows * dim * 4)
+        return Snapshot(
+            sequence=header.sequence,
+            vectors=vectors,
+            ids=_array(file, "<i8", header.rows),
+            revisions=_array(file, "<i8", header.rows),
+            lists=_array(file, "<u2", header.rows),
+            centroids=_array(file, "<f4", header.lists * dim).reshape(-1, dim),
+            sorted_rows=header.sorted_rows,
+            graph=_read_graph(folder, header),
+        )
+
+
+def _read_graph(folder: Path, header: _Header) -> Any:
+    with _graph_path(folder, header.graph_sha256).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != header.graph_sha256:
+            raise RuntimeError("the graph is damaged")
+        file.seek(0)
+        graph = new_graph(header.dim)
+        graph.load_index(f"/dev/fd/{file.fileno()}", max_elements=max(header.rows, 1))
+        return graph
+
+
+def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
+    return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
+
+
+def _mapped(file: IO[bytes], header: _Header, offset: int) -> Vector:
+    shape = (header.rows, header.dim)
+    if header.rows == 0:
+        return np.empty(shape, np.float32)
+    return np.memmap(file, "<f4", mode="r", offset=offset, shape=shape).view(np.ndarray)
+
+
+def _write_graph(path: Path, graph: Any) -> str:
+    graph.save_index(str(path))
+    if path.stat().st_size != graph.index_file_size():  # hnswlib does not check
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with path.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    return digest
+
+
+def _write_whole(path: Path, header: _Header, arrays: Sequence[npt.NDArray[Any]]) -> int:
+    """Write the file; returns where the arrays begin."""
+    text = json.dumps(dataclasses.asdict(header)).encode()
+    text += b" " * (-(len(_first_line("")) + 64 + len(text) + 1) % _ALIGNMENT) + b"\n"
+    parts: list[Any] = [text, *(np.ascontiguousarray(each).reshape(-1) for each in arrays)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    with path.open("wb") as file:
+        file.write(_first_line(digest.hexdigest()).encode())
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(_first_line("")) + 64 + len(text)
+
+
+def _first_line(digest: str) -> str:
+    return f"{_MAGIC} {digest}\n"
+
+
+def _graph_path(folder: Path, digest: str) -> Path:
+    return folder / f"{FILENAME}.graph-{digest[:32]}"
