@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import vibematch
-from vibematch.errors import InputError, VibematchError
+from vibematch.errors import InputError, PhotoError, VibematchError
 
 if TYPE_CHECKING:  # at run time, each command imports what it needs
+    from vibematch.attributes import Value, Where
     from vibematch.encoder import Encoder
     from vibematch.engine import MatchingEngine
     from vibematch.index import Match
     from vibematch.photos import Photo
-    from vibematch.store import Value, Where
+    from vibematch.vectors import Vector
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -47,7 +48,7 @@ LAB_COMMANDS: Final[tuple[str, ...]] = (
 
 _INSTALL_LAB: Final = "clone the repository and run `make install` there"
 _PATIENCE_S: Final = 300.0
-"""Deadline of one photo: a large model on a CPU, with others waiting in front, takes its time."""
+"""Of one photo: a large model on a CPU, with others waiting in front, takes its time."""
 _CELL_WIDTH: Final = 24
 _TTY_EVERY_S: Final = 0.1
 _LOG_EVERY_S: Final = 5.0
@@ -56,6 +57,7 @@ examples:
   vibematch add index/ photos/                        encode a folder, remember its users
   vibematch match index/ user_001 -k 5                who shares this user's style?
   vibematch match index/ me.jpg --where age=25..35    who shares the style of this photo?
+  vibematch match index/ user_001 --mutual            ... and would each accept the other?
 """
 
 
@@ -119,7 +121,15 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     commands = parser.add_subparsers(
         prog="vibematch", metavar="COMMAND", required=True, help=argparse.SUPPRESS
     )
-    for declare in (_declare_add, _declare_match, _declare_remove, _declare_info, _declare_encode):
+    for declare in (
+        _declare_add,
+        _declare_match,
+        _declare_remove,
+        _declare_info,
+        _declare_encode,
+        _declare_reindex,
+        _declare_recall,
+    ):
         declare(commands)
     matching = _summaries(commands)
     _declare_lab(commands)
@@ -172,7 +182,9 @@ def _declare_add(commands: Commands) -> None:
         "--attributes",
         type=Path,
         metavar="CSV",
-        help="a table with a user_id column; its other columns become the users' attributes",
+        help="a table with a user_id column; columns named prefers:NAME hold what the user wants "
+        "of the others, written as for `match --where` (M, 25..35, Seoul|Busan); all other "
+        "columns become the users' attributes",
     )
     _server_options(parser)
     _json_option(parser)
@@ -183,22 +195,42 @@ def _declare_match(commands: Commands) -> None:
     parser = commands.add_parser(
         "match",
         help="find the users whose style is most alike",
-        description="Find the users whose style is most like that of a user or a photo. "
-        "Only a photo needs the server.",
+        description="Find the users whose style is most like that of a user or of photos. "
+        "Only photos need the server.",
     )
     _index_argument(parser)
-    parser.add_argument("query", metavar="USER|PHOTO", help="a photo file, or else a user's id")
     parser.add_argument(
-        "-k", "--top-k", type=int, default=5, metavar="N", help="how many; default: %(default)s"
+        "query",
+        nargs="+",
+        metavar="USER|PHOTO",
+        help="a user's id, or photo files of one person",
     )
+    _top_k_option(parser, 5)
     parser.add_argument(
         "--where",
         default="",
         metavar="CONDITIONS",
-        help="what the users have to be, e.g. gender=F,age=25..35,region=Seoul|Busan",
+        help="what the users have to be, e.g. gender=F,age=25..35,region=Seoul|Busan; nothing "
+        "stands for an attribute that is missing: region= or region=Seoul|",
+    )
+    parser.add_argument(
+        "--mutual",
+        action="store_true",
+        help="only users whose preferences accept the user, and whom the user's accept",
+    )
+    parser.add_argument(
+        "--min-score", type=float, metavar="COSINE", help="only users at least so much alike"
+    )
+    parser.add_argument(
+        "--best-pair",
+        action="store_true",
+        help="compare the most similar photos of two users instead of all their photos' mean",
     )
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="USER", help="leave out; may be repeated"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="also say how the search was carried out"
     )
     parser.add_argument(
         "--gallery", type=Path, metavar="HTML", help="also write a page with the photos"
@@ -211,24 +243,36 @@ def _declare_match(commands: Commands) -> None:
 def _declare_remove(commands: Commands) -> None:
     parser = commands.add_parser(
         "remove",
-        help="forget users",
-        description="Delete users with their vectors and attributes from an index. "
-        "Photo files are left alone.",
+        help="forget users, or single photos",
+        description="Delete users with their vectors and attributes from an index, or single "
+        "photos of one user. Photo files are left alone. Nothing is deleted if a user or photo "
+        "is unknown.",
     )
     _index_argument(parser)
     parser.add_argument("users", nargs="+", metavar="USER")
+    parser.add_argument(
+        "--photo",
+        action="append",
+        default=[],
+        metavar="PHOTO_ID",
+        help="delete only this photo, as `info INDEX --user USER` calls it; may be repeated",
+    )
+    _json_option(parser)
     parser.set_defaults(run=_remove)
 
 
 def _declare_info(commands: Commands) -> None:
     parser = commands.add_parser(
         "info",
-        help="describe an index or a server",
-        description="Describe an index folder, or the model that a server offers.",
+        help="describe an index, one of its users, or a server",
+        description="Describe an index folder, one of its users, or the model a server offers.",
     )
     parser.add_argument(
-        "target", metavar="INDEX|HOST:PORT", help="an index folder, or a server's gRPC endpoint"
+        "target",
+        metavar="INDEX|HOST:PORT|URL",
+        help="an index folder, or a server: HOST:PORT for gRPC, http://... or https://...",
     )
+    parser.add_argument("--user", metavar="USER", help="what the index knows about this user")
     _certificates_option(parser)
     _json_option(parser)
     parser.set_defaults(run=_info)
@@ -239,24 +283,107 @@ def _declare_encode(commands: Commands) -> None:
         "encode",
         help="write photos' vectors to a NumPy file",
         description="Encode photos and write their unit vectors, float32 [photos, dim], in the "
-        "order given. Nothing is written if a photo cannot be used.",
+        "order given. Nothing is written if a photo cannot be used, unless --skip-bad is given.",
     )
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO")
     parser.add_argument("--out", type=Path, required=True, metavar="NPY")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="write the others' vectors; --json lists the photo of each row",
+    )
     _server_options(parser)
+    _json_option(parser)
     parser.set_defaults(run=_encode)
+
+
+def _declare_reindex(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "reindex",
+        help="go over to another model",
+        description="Encode all photos of an index anew with the model that a server offers, and "
+        "switch over when all is there; meanwhile the index answers as before. Run it again after "
+        "an interruption: what was encoded is kept.",
+    )
+    _index_argument(parser)
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="look for photos here, by their content, that are not where they were",
+    )
+    parser.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave out photos that are not found, and users who have no others",
+    )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="if going over to yet another model was begun and not finished, give that up",
+    )
+    parser.add_argument(
+        "--forget-old",
+        action="store_true",
+        help="delete the vectors of earlier models in the end",
+    )
+    _server_options(parser)
+    _json_option(parser)
+    parser.set_defaults(run=_reindex)
+
+
+def _declare_recall(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "recall",
+        help="measure how much of the truth the index finds",
+        description="Search for random users, with the graph and exactly, and compare.",
+    )
+    _index_argument(parser)
+    _top_k_option(parser, 10)
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=100,
+        metavar="N",
+        help="users to search for; default: %(default)s",
+    )
+    _json_option(parser)
+    parser.set_defaults(run=_recall)
 
 
 def _index_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="index folder")
 
 
+def _top_k_option(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "-k",
+        "--top-k",
+        type=int,
+        default=default,
+        metavar="N",
+        help="how many; default: %(default)s",
+    )
+
+
 def _server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=DEFAULT_URL,
-        metavar="HOST:PORT",
-        help="the server's gRPC endpoint; default: %(default)s",
+        metavar="ADDRESS",
+        help="the server: HOST:PORT for gRPC, http://... or https://...; default: %(default)s",
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=_PATIENCE_S,
+        metavar="SECONDS",
+        help="how long one photo may take; default: %(default)g",
+    )
+    parser.add_argument(
+        "--downscale",
+        action="store_true",
+        help="send what the model sees, some 30 kB, instead of whole files",
     )
     _certificates_option(parser)
 
@@ -266,7 +393,8 @@ def _certificates_option(parser: argparse.ArgumentParser) -> None:
         "--root-certificates",
         type=Path,
         metavar="PEM",
-        help="the authority that signed the server's certificate; turns encryption (TLS) on",
+        help="the authority that signed the server's certificate; turns encryption on for gRPC, "
+        "and takes the place of the system's authorities for https",
     )
 
 
@@ -281,21 +409,28 @@ def _add(args: argparse.Namespace) -> None:
     from vibematch.engine import MatchingEngine
 
     photos = list(_photos(args.photos))
+    preferences: Mapping[str, Where] = {}
     if args.attributes is not None:
-        photos = list(_with_attributes(photos, args.attributes))
+        from vibematch.typed import read_table
+
+        labels, preferences = read_table(args.attributes)
+        photos = [
+            dataclasses.replace(photo, labels={**photo.labels, **labels.get(photo.user_id, {})})
+            for photo in photos
+        ]
     with (
         _encoder(args) as encoder,
         MatchingEngine.open(args.index, encoder=encoder) as engine,
         _progress() as on_progress,
     ):
-        result = engine.add_photos(photos, on_progress=on_progress)
+        result = engine.add_photos(photos, preferences=preferences, on_progress=on_progress)
         info = engine.info()
     if result.rejected and not (result.added or result.known):
-        photo, reason = result.rejected[0]
+        photo, reason, _ = result.rejected[0]
         others = len(result.rejected) - 1
         more = f", and {others} more like it" if others else ""
         raise InputError(f"no photo could be added: {photo}: {reason}{more}")
-    for photo, reason in result.rejected:
+    for photo, reason, _ in result.rejected:
         _say(f"warning: {photo}: {reason}")
     if args.json:
         rejected = [rejection._asdict() for rejection in result.rejected]
@@ -303,53 +438,113 @@ def _add(args: argparse.Namespace) -> None:
         _print_json({**counts, "users": info.users, "photos": info.photos})
     else:
         print(
-            f"{result.added:,} photos added, {result.known:,} known already, "
-            f"{len(result.rejected):,} rejected; {args.index} holds {info.users:,} users with "
-            f"{info.photos:,} photos"
+            f"{_counted(result.added, 'photo')} added, {result.known:,} known already, "
+            f"{len(result.rejected):,} rejected; {args.index} holds "
+            f"{_counted(info.users, 'user')} with {_counted(info.photos, 'photo')}"
         )
 
 
 def _match(args: argparse.Namespace) -> None:
     from vibematch.engine import MatchingEngine
+    from vibematch.typed import parse_where
 
     where = parse_where(args.where)
-    photo = Path(args.query) if Path(args.query).is_file() else None
-    encoder = _encoder(args) if photo else None
-    with MatchingEngine.open(args.index, encoder=encoder, read_only=True) as engine:
-        matches = engine.search(
-            None if photo else args.query,
+    photos = _photo_query(args.query)
+    encoder = _encoder(args) if photos else None
+    with (
+        encoder or nullcontext(),
+        MatchingEngine.open(args.index, encoder=encoder, read_only=True) as engine,
+    ):
+        explained = engine.search(
+            None if photos else args.query[0],
             args.top_k,
-            photo=photo,
+            photo=photos or None,
             where=where,
+            mutual=args.mutual,
             exclude=args.exclude,
+            min_score=args.min_score,
+            aggregate="best_pair" if args.best_pair else "mean",
+            explain=True,
         )
+        matches = explained.matches
         attributes = [engine.attributes(match.user_id) for match in matches]
         if args.gallery is not None:
-            _write_gallery(args.gallery, engine, args.query, photo, matches)
+            _write_gallery(args.gallery, engine, args.query, photos, matches)
     if args.json:
         found = [
             {**match._asdict(), "attributes": known}
             for match, known in zip(matches, attributes, strict=True)
         ]
-        _print_json({"query": args.query, "matches": found})
+        plan = {"plan": _finite(explained.plan._asdict())} if args.explain else {}
+        _print_json({"query": args.query, "matches": found, **plan})
     elif matches:
         _print_table(matches, attributes)
+    if args.explain and not args.json:
+        print(explained.plan)
     if len(matches) < args.top_k:
         _say(f"{len(matches)} of the {args.top_k} asked for: no more users qualify")
+
+
+def _photo_query(query: Sequence[str]) -> list[Path]:
+    """The photos to search by; none if it is a user."""
+    from vibematch.photos import SUFFIXES
+
+    paths = [Path(part) for part in query]
+    missing = [path for path in paths if not path.is_file()]
+    if not missing:
+        return paths
+    if len(paths) > 1 or paths[0].suffix.lower() in SUFFIXES:
+        raise InputError(f"no such photo: {missing[0]} (search by one user, or by photo files)")
+    return []
 
 
 def _remove(args: argparse.Namespace) -> None:
     from vibematch.engine import MatchingEngine
 
+    if args.photo and len(args.users) > 1:
+        raise InputError("--photo goes with one user: photos are named within their user's")
+    users, photos = list(dict.fromkeys(args.users)), list(dict.fromkeys(args.photo))
     with MatchingEngine.open(args.index) as engine:
-        for user_id in args.users:
-            engine.remove(user_id)
-            print(f"removed {user_id}")
+        for user_id in users:
+            _require_photos(engine, user_id, photos)
+        for user_id in users:
+            for photo_id in photos:
+                engine.remove_photo(user_id, photo_id)
+            if not photos:
+                engine.remove(user_id)
+    if args.json:
+        _print_json({"users": users, "photos": photos})
+    else:
+        removed = [f"{users[0]}'s photo {photo_id}" for photo_id in photos] or users
+        print("\n".join(f"removed {what}" for what in removed))
+
+
+def _require_photos(engine: MatchingEngine, user_id: str, photo_ids: Collection[str]) -> None:
+    """Make sure that a user is there, with these photos and another one."""
+    known = {photo.photo_id for photo in engine.photos(user_id)}
+    unknown = [photo_id for photo_id in photo_ids if photo_id not in known]
+    if unknown:
+        raise InputError(
+            f"user {user_id!r} has no photo {unknown[0]!r}; `vibematch info INDEX --user "
+            f"{user_id}` lists them"
+        )
+    if known == set(photo_ids):
+        raise InputError(
+            f"user {user_id!r} has no other photos: remove the user, that is leave --photo out"
+        )
 
 
 def _info(args: argparse.Namespace) -> None:
-    if re.fullmatch(r"[^/]+:\d+", args.target) and not Path(args.target).exists():
+    named = re.fullmatch(r"[^/]+:\d+|https?://.*", args.target)
+    if named and not Path(args.target).exists():
+        if args.user is not None:
+            raise InputError(
+                f"a server knows no users: --user goes with an index, {args.target} "
+                "is a server's address"
+            )
         _info_of_server(args)
+    elif args.user is not None:
+        _info_of_user(args)
     else:
         _info_of_index(args)
 
@@ -384,28 +579,141 @@ def _info_of_server(args: argparse.Namespace) -> None:
     )
 
 
-def _info_of_index(args: argparse.Namespace) -> None:
+def _info_of_user(args: argparse.Namespace) -> None:
     from vibematch.engine import MatchingEngine
+    from vibematch.typed import PREFERS, typed
 
     with MatchingEngine.open(args.target, read_only=True) as engine:
+        attributes = engine.attributes(args.user)
+        preferences = {n: typed(wish) for n, wish in engine.preferences(args.user).items()}
+        photos = engine.photos(args.user)
+    if args.json:
+        listed = [{"photo_id": photo.photo_id, "path": photo.path} for photo in photos]
+        known = {"attributes": attributes, "preferences": preferences, "photos": listed}
+        _print_json({"user_id": args.user, **known})
+        return
+    wishes = {f"{PREFERS}{name}": wish for name, wish in preferences.items()}
+    _print_facts({"user_id": args.user, **attributes, **wishes})
+    for photo in photos:
+        print(f"photo  {photo.photo_id}  {photo.path or ''}".rstrip())
+
+
+def _info_of_index(args: argparse.Namespace) -> None:
+    from vibematch.engine import MatchingEngine
+    from vibematch.folder import generations
+
+    folder = Path(args.target)
+    with MatchingEngine.open(folder, read_only=True) as engine:
         facts = dataclasses.asdict(engine.info())
+    facts["generations"] = sorted(generations(folder))
+    facts["bytes_on_disk"] = _bytes_in(folder)
     if args.json:
         _print_json(facts)
     else:
         _print_facts(facts)
 
 
+def _bytes_in(folder: Path) -> int:
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a writer's files come and go
+            size += file.stat().st_size if file.is_file() else 0
+    return size
+
+
 def _encode(args: argparse.Namespace) -> None:
     import numpy as np
 
-    with _encoder(args) as encoder:
-        vectors = encoder.encode(args.photos)
+    vectors: list[Vector] = []
+    used: list[Path] = []
+    rejected: list[tuple[Path, PhotoError]] = []
+    with _encoder(args) as encoder, _progress() as on_progress:
+        fingerprint = encoder.manifest.fingerprint
+        outcomes = encoder.encode_each(args.photos, fingerprint=fingerprint)
+        for done, (path, outcome) in enumerate(zip(args.photos, outcomes, strict=True), start=1):
+            on_progress(done, len(args.photos))
+            if isinstance(outcome, PhotoError):
+                if not args.skip_bad:
+                    raise InputError(f"{path}: {outcome} (--skip-bad leaves such photos out)")
+                rejected.append((path, outcome))
+            elif isinstance(outcome, VibematchError):
+                raise outcome
+            else:
+                vectors.append(outcome)
+                used.append(path)
+    if not vectors:
+        raise InputError(f"no photo could be encoded: {rejected[0][0]}: {rejected[0][1]}")
     try:
         with args.out.open("wb") as file:
-            np.save(file, vectors)
+            np.save(file, np.stack(vectors))
     except OSError as error:
         raise InputError(f"{args.out} cannot be written ({error.strerror})") from error
-    print(f"{args.out}: {vectors.dtype} {list(vectors.shape)}")
+    shape = [len(vectors), len(vectors[0])]
+    for path, reason in rejected:
+        _say(f"warning: {path}: {reason}")
+    if args.json:
+        _print_json(
+            {
+                "out": str(args.out),
+                "dtype": "float32",
+                "shape": shape,
+                "fingerprint": fingerprint,
+                "photos": [str(path) for path in used],
+                "rejected": [
+                    {"photo": str(path), "reason": str(reason)} for path, reason in rejected
+                ],
+            }
+        )
+    else:
+        print(f"{args.out}: float32 {shape}")
+
+
+def _reindex(args: argparse.Namespace) -> None:
+    from vibematch.reindex import forget_old, photos_in, reindex
+
+    with _encoder(args) as encoder, _progress() as on_progress:
+        model = encoder.manifest
+        result = reindex(
+            args.index,
+            encoder,
+            source=args.photos and photos_in(args.photos, model.preprocessing.max_bytes),
+            skip_missing=args.skip_missing,
+            restart=args.restart,
+            on_progress=on_progress,
+        )
+    forgotten = forget_old(args.index) if args.forget_old else 0
+    if args.json:
+        facts = {"fingerprint": model.fingerprint, **dataclasses.asdict(result)}
+        _print_json({**facts, "generations_deleted": forgotten})
+        return
+    went = "went over to" if result.switched else "has already"
+    print(
+        f"{args.index} {went} model {model.fingerprint[:12]}: "
+        f"{_counted(result.users, 'user')} with {_counted(result.photos, 'photo')}, "
+        f"{result.encoded:,} encoded now"
+    )
+    if result.left_out_photos:
+        _say(
+            f"warning: left out {_counted(result.left_out_photos, 'photo')} not found, and with "
+            f"them {_counted(result.left_out_users, 'user')}"
+        )
+    if forgotten:
+        print(f"deleted {_counted(forgotten, 'earlier generation')}")
+
+
+def _recall(args: argparse.Namespace) -> None:
+    from vibematch.engine import MatchingEngine
+
+    with MatchingEngine.open(args.index, read_only=True) as engine:
+        recall = engine.recall(args.top_k, queries=args.queries)
+    if args.json:
+        _print_json(dataclasses.asdict(recall))
+    else:
+        print(
+            f"recall@{recall.top_k} {recall.recall:.4f} over {recall.queries:,} users, worst "
+            f"{recall.worst:.2f}; a search takes {recall.search_ms:.2f} ms, an exact one "
+            f"{recall.exact_ms:.2f} ms"
+        )
 
 
 # --- helpers of the commands
@@ -414,7 +722,12 @@ def _encode(args: argparse.Namespace) -> None:
 def _encoder(args: argparse.Namespace) -> Encoder:
     from vibematch.encoder import Encoder
 
-    return Encoder(args.url, timeout_s=_PATIENCE_S, root_certificates=args.root_certificates)
+    return Encoder(
+        args.url,
+        timeout_s=args.timeout_s,
+        root_certificates=args.root_certificates,
+        downscale=args.downscale,
+    )
 
 
 def _photos(paths: Iterable[Path]) -> Iterator[Photo]:
@@ -429,65 +742,16 @@ def _photos(paths: Iterable[Path]) -> Iterator[Photo]:
             raise InputError(f"no such photo or folder: {path}")
 
 
-def _with_attributes(photos: Iterable[Photo], csv_path: Path) -> Iterator[Photo]:
-    """The photos with their users' attributes as further labels."""
-    try:
-        with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{csv_path} cannot be read as a CSV ({error})") from error
-    if not rows or "user_id" not in rows[0]:
-        raise InputError(f"{csv_path} needs a user_id column and at least one row")
-    if any(None in row for row in rows):
-        raise InputError(f"{csv_path} has a row with more cells than columns")
-    attributes = {row.pop("user_id"): {k: v for k, v in row.items() if v} for row in rows}
-    for photo in photos:
-        labels = {**photo.labels, **attributes.get(photo.user_id, {})}
-        yield dataclasses.replace(photo, labels=labels)
-
-
-def parse_where(text: str) -> Where:
-    """Read conditions as typed: ``gender=F,age=25..35,region=Seoul|Busan``.
-
-    A range may be open on one side: ``age=25..``.
-
-    Raises:
-        InputError: naming the condition that makes no sense.
-    """
-    from vibematch.store import value_from_text
-
-    conditions: dict[str, Any] = {}
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if not (name and equals and value):
-            raise InputError(f"a condition must be NAME=VALUE, got {part!r}")
-        if name in conditions:
-            raise InputError(f"there are two conditions on {name!r}; keep one")
-        if ".." in value:
-            conditions[name] = _range(part, value)
-        else:
-            conditions[name] = [value_from_text(choice) for choice in value.split("|")]
-    return conditions
-
-
-def _range(part: str, value: str) -> tuple[float, float]:
-    low, _, high = value.partition("..")
-    try:
-        return float(low or "-inf"), float(high or "inf")
-    except ValueError:
-        raise InputError(f"a range must be NAME=LOW..HIGH in numbers, got {part!r}") from None
-
-
 def _write_gallery(
     path: Path,
     engine: MatchingEngine,
-    query: str,
-    photo: Path | None,
+    query: Sequence[str],
+    photos: Sequence[Path],
     matches: Sequence[Match],
 ) -> None:
     from vibematch.gallery import Person, Row, person, write_gallery
 
-    asked = Person(query, photo) if photo else person(engine, query)
+    asked = Person(" ".join(query), photos[0]) if photos else person(engine, query[0])
     found = [(person(engine, match.user_id), match.score) for match in matches]
     info = engine.info()
     write_gallery(
@@ -522,8 +786,17 @@ def _print_facts(facts: Mapping[str, Any]) -> None:
         print(f"{name:<{width}}  {text}")
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _finite(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the infinities, which JSON does not have."""
+    return {name: None if value == math.inf else value for name, value in facts.items()}
+
+
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageOps
 
-from vibematch.encoder import PhotoLike, read_photo
 from vibematch.errors import InputError, PhotoError
 from vibematch.photo_bytes import MAX_BYTES
+from vibematch.photo_input import PhotoLike, read_photo
 from vibematch.preprocess import decode
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Person:
 
     Attributes:
         user_id: shown as the name.
-        photo: file bytes, a path or a Pillow image; ``None`` where there is none.
+        photo: in any form that is encoded; ``None`` where there is none.
         style: the style label, where it is known.
     """
 
@@ -153,7 +153,7 @@ def thumbnail(photo: PhotoLike, size: tuple[int, int], quality: int = _JPEG_QUAL
     """A photo for the inside of a page, as base64 JPEG: upright, cut to size, without metadata.
 
     Args:
-        photo: file bytes, a path or a Pillow image.
+        photo: in any form that is encoded.
         size: width and height in pixels.
         quality: of the JPEG, 1 to 95.
 

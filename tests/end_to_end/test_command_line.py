@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import skimage
 from PIL import Image
@@ -80,6 +81,35 @@ def test_real_photographs_are_added_and_matched(
     )
     assert answer["matches"][0]["user_id"] == "flower"
     assert answer["matches"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_photos_may_travel_over_http_and_downscaled(
+    photographs: Path,
+    style_server: TritonServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ways = {
+        "grpc": ["--url", style_server.grpc_url],
+        "http": ["--url", f"http://{style_server.http_url}"],
+        "small": ["--url", style_server.grpc_url, "--downscale"],
+    }
+    photos = [str(path) for path in sorted(photographs.iterdir())[::3]]
+    vectors = {}
+    for name, options in ways.items():
+        out = tmp_path / f"{name}.npy"
+        assert main(["encode", *photos, "--out", str(out), *options, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["shape"] == list(np.load(out).shape)
+        vectors[name] = np.load(out)
+    assert len(vectors["grpc"]) == len(photos)
+    np.testing.assert_allclose(vectors["http"], vectors["grpc"], atol=1e-5)
+    cosines = (vectors["small"] * vectors["grpc"]).sum(axis=1)
+    assert 0.95 < cosines.min() <= cosines.max() < 1.0001
+    assert main(["info", f"http://{style_server.http_url}", "--json"]) == 0
+    by_http = json.loads(capsys.readouterr().out)
+    assert main(["info", style_server.grpc_url, "--json"]) == 0
+    by_grpc = json.loads(capsys.readouterr().out)
+    assert {**by_http, "url": ""} == {**by_grpc, "url": ""}
 
 
 def test_sample_people_match_by_style(
@@ -167,6 +197,11 @@ def test_an_index_refuses_another_model(
     assert "holds vectors of model" in line
     assert json.loads(_vibematch("info", index, "--json"))["users"] == 1
 
+    _vibematch("reindex", index, "--url", digit_server[1], "--forget-old")
+    _vibematch("add", index, photographs, "--url", digit_server[1])
+    facts = json.loads(_vibematch("info", index, "--json"))
+    assert (facts["users"], facts["generations"]) == (len(list(photographs.iterdir())), [2])
+
 
 def test_wrong_input_gets_one_clear_line(
     trained_run: Path,
@@ -193,8 +228,15 @@ def test_wrong_input_gets_one_clear_line(
         ("match", index, "nobody"): "no user 'nobody'",
         ("match", index, photo.stem.rpartition("_")[0], "-k", 0): "at least 1, got 0",
         ("match", index, photo, "--url", "localhost:1"): "vibematch serve",
+        ("match", index, tmp_path / "none.jpg"): "no such photo",
+        ("match", index, photo, "--mutual", *url): "mutual needs a user",
         ("remove", index, "nobody"): "no user 'nobody'",
         ("info", tmp_path / "none"): "no index at",
+        ("encode", text, "--out", tmp_path / "x.npy", *url): "not a JPEG, PNG or WEBP photo",
+        ("encode", photo, "--out", tmp_path / "x.npy", "--url", "http://localhost:1"): "serve",
+        ("reindex", tmp_path / "none", *url): "no index at",
+        ("recall", tmp_path / "none"): "no index at",
+        ("recall", index): "at least two users",
         ("train", tmp_path / "none", "--out", tmp_path / "r"): "is not a folder",
         ("train", empty, "--out", tmp_path / "r"): "holds no photos",
         ("train", sample_photos, "--out", trained_run): "exists already",
