@@ -7,7 +7,7 @@ OPTIMUM := build/optimum-venv
 KSERVE := build/kserve-venv
 AUDIT := build/audit-venv
 
-.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum test-kserve audit configs check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum test-kserve audit configs docs check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -51,6 +51,9 @@ build/%-venv/.installed: tests/%/requirements.txt
 
 configs: $(STAMP)  ## Rewrite the configurations committed in model_repository/
 	$(BIN)/python -c "from vibematch_export.repository import write_default_configs as w; w()"
+
+docs: $(STAMP)  ## Rewrite docs/api.md from the client's docstrings
+	$(BIN)/python docs/api_reference.py
 
 check: $(STAMP)  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
