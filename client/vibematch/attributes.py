@@ -72,8 +72,9 @@ def check_where(where: Where) -> None:
 
 def choices_of(condition: Condition) -> Iterable[Value | None]:
     """What an attribute may be by a condition that is not a range."""
-    if isinstance(condition, str) or not isinstance(condition, Sequence | AbstractSet):
-        return [condition]
+    is_text = isinstance(condition, str | bytes)  # bytes are refused later, as one thing
+    if is_text or not isinstance(condition, Sequence | AbstractSet):
+        return [condition]  # type: ignore[list-item]
     return condition
 
 

@@ -1004,7 +1004,9 @@ def _check_limits(top_k: object, min_score: object) -> None:
 
 
 def _unit_mean(vectors: Vector) -> Vector:
-    mean: Vector = unit_means(vectors, np.zeros(1, np.intp))[0]
+    mean: Vector = vectors[0]
+    if len(vectors) > 1:
+        mean = unit_means(vectors, np.zeros(1, np.intp))[0]
     return mean
 
 
@@ -1052,8 +1054,8 @@ def _unit_rows(vectors: object, dim: int) -> Vector:
     rows = _as_numbers(vectors, dim)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise InputError(f"vectors must have shape [n, {dim}], got {list(rows.shape)}")
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    if not (np.isfinite(norms).all() and (norms > 0).all()):
+    norms = [math.sqrt(row @ row) for row in rows]
+    if not all(0 < norm < math.inf for norm in norms):  # nor is NaN
         raise InputError("a vector is all zeros or not finite: it has no direction")
-    unit: Vector = (rows / norms).astype(np.float32)
+    unit: Vector = (rows / np.array(norms)[:, np.newaxis]).astype(np.float32)
     return unit

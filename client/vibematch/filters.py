@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,13 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 Column: TypeAlias = npt.NDArray[Any]
 
 _FIRST_CAPACITY: Final = 1024
-_FEW: Final = 4
-# Codes of an attribute: missing, a number, then the texts seen. Codes of what is preferred:
+_FEW: Final = 8
+_FEW_ROWS: Final = 8_192
+_SORTED_FROM: Final = 4_096
+_MOST_CODED_NUMBERS: Final = 4_096
+_MOST_UNSORTED: Final = 0.02
+"""Of all rows; so many are tried one by one with each search that has a selective condition."""
+# Codes of an attribute: missing, some number, then the values seen. Codes of what is preferred:
 # anything, a range of numbers, then the sets of values seen.
 _MISSING: Final = 0
 _ANYTHING: Final = 0
@@ -88,6 +93,30 @@ class Columns:
             taken._preferences[name] = preference.take(rows, taken._capacity)
         return taken
 
+    def keep_sorted(self, count: int) -> None:
+        """Bring up to date what :meth:`narrowed` looks things up in, if too much of it is not.
+
+        Searches may go on meanwhile, changes not.
+
+        Args:
+            count: how many rows there are.
+        """
+        for attribute in self._attributes.values():
+            attribute.keep_sorted(count)
+
+    def narrowed(self, wanted: Filter) -> Rows | None:
+        """A few rows, ascending, among which all are that qualify.
+
+        ``None`` where no condition is known to be met by a few only.
+        """
+        fewest: Rows | None = None
+        for name, condition in wanted.where:
+            attribute = self._attributes.get(name)
+            rows = None if attribute is None else attribute.narrowed(condition)
+            if rows is not None and (fewest is None or len(rows) < len(fewest)):
+                fewest = rows
+        return None if fewest is None else np.sort(fewest)
+
     def select(self, wanted: Filter, rows: Rows | slice) -> Mask:
         """Which rows qualify.
 
@@ -98,18 +127,29 @@ class Columns:
         Returns:
             Booleans, one for each row looked at.
         """
-        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-        mask = np.ones(count, bool)
-        for name, condition in wanted.where:
+        mask = self._meet(wanted.where, rows)
+        if wanted.accepted_by is not None:
+            looked_at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            left = np.flatnonzero(mask)  # preferences take longer, and concern these only
+            for name, preference in self._preferences.items():
+                accepting = preference.select(wanted.accepted_by.get(name), looked_at[left])
+                mask[left[~accepting]] = False
+                left = left[accepting]
+        return mask
+
+    def _meet(self, where: Sequence[tuple[str, Condition]], rows: Rows | slice) -> Mask:
+        masks = []
+        for name, condition in where:
             attribute = self._attributes.get(name)
             if attribute is not None:
-                mask &= attribute.select(condition, rows)
+                masks.append(attribute.select(condition, rows))
             elif not accepts(condition, None):  # nobody has such an attribute
-                mask[:] = False
-        if wanted.accepted_by is not None:
-            for name, preference in self._preferences.items():
-                mask &= preference.select(wanted.accepted_by.get(name), rows)
-        return mask
+                masks.append(np.zeros(_count(rows), bool))
+        if not masks:
+            return np.ones(_count(rows), bool)
+        for mask in masks[1:]:
+            masks[0] &= mask
+        return masks[0]
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -136,11 +176,39 @@ def _choices(condition: Condition) -> frozenset[Value | None]:
     return frozenset(choices_of(condition))
 
 
+def _count(rows: Rows | slice) -> int:
+    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+
+
+class _Sorted(NamedTuple):
+    """Rows in the order of their values."""
+
+    values: Column
+    rows: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, column: Column, rows: Rows) -> _Sorted:
+        order = np.argsort(column[rows], kind="stable")
+        return cls(column[rows][order], rows[order].astype(np.int32))
+
+    def between(self, low: float, high: float) -> npt.NDArray[np.int32]:
+        first, end = np.searchsorted(self.values, low), np.searchsorted(self.values, high, "right")
+        return self.rows[first:end]
+
+
 class _Attribute:
-    """One attribute: a code per row, which says which text it is, and a number per row."""
+    """One attribute: a code per row, which says which value it is, and a number per row.
+
+    Numbers have codes as long as they are few.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self._code_of: dict[str, int] = {}
+        self._count = 0
+        self._sorted_count = 0
+        self._changed: set[int] = set()  # rows put again since they were sorted
+        self._sorted: tuple[_Sorted, _Sorted] | None = None  # by code (no numbers), by number
+        self._code_of: dict[str | float, int] = {}
+        self._coded_numbers = 0  # -1: they are too many
         self._codes = np.full(capacity, _MISSING, np.int32)
         self._numbers = np.full(capacity, math.nan)
 
@@ -153,16 +221,55 @@ class _Attribute:
         taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
         taken._code_of = {text: kept[code] for text, code in self._code_of.items() if code in kept}
         taken._numbers[: len(rows)] = self._numbers[rows]
+        taken._count = len(rows)
+        taken._coded_numbers = self._coded_numbers
         return taken
 
+    def keep_sorted(self, count: int) -> None:
+        unsorted = count - self._sorted_count + len(self._changed)
+        if count < _SORTED_FROM or unsorted <= _MOST_UNSORTED * count:
+            return
+        is_number = ~np.isnan(self._numbers[:count])
+        self._sorted = (
+            _Sorted.of(self._codes, np.flatnonzero(~is_number)),
+            _Sorted.of(self._numbers, np.flatnonzero(is_number)),
+        )
+        # Read in the other order: a search in between sees too many rows, not too few.
+        self._sorted_count, self._changed = count, set()
+
+    def narrowed(self, condition: Condition) -> Rows | None:
+        """Rows that may meet a condition, ``None`` if these are many."""
+        changed, first_unsorted, in_order = self._changed, self._sorted_count, self._sorted
+        if in_order is None:
+            return None
+        by_code, by_number = in_order
+        if isinstance(condition, tuple):
+            low, high = map(_as_float, condition)
+            found = [by_number.between(low, high)]
+        else:
+            codes, amounts = self._wanted(condition)
+            if len(codes) + len(amounts) > _FEW:
+                return None
+            found = [by_code.between(code, code) for code in codes]
+            found += [by_number.between(amount, amount) for amount in amounts]
+        if sum(map(len, found)) > _FEW_ROWS:
+            return None
+        unsorted = np.arange(first_unsorted, self._count)
+        rows: Rows = np.concatenate([*found, np.fromiter(changed, np.intp), unsorted])
+        return np.unique(rows) if changed else rows
+
     def put(self, row: int, value: Value | None) -> None:
+        self._count = max(self._count, row + 1)
+        if row < self._sorted_count:
+            self._changed.add(row)
         self._numbers[row] = math.nan
         if value is None:
             self._codes[row] = _MISSING
         elif isinstance(value, str):
             self._codes[row] = self._code_of.setdefault(value, len(self._code_of) + _FIRST_CODE)
         else:
-            self._codes[row], self._numbers[row] = _NUMBER, value
+            self._numbers[row] = value
+            self._codes[row] = self._code_of_number(float(value))
 
     def select(self, condition: Condition, rows: Rows | slice) -> Mask:
         mask: Mask
@@ -171,22 +278,43 @@ class _Attribute:
             mask = (numbers >= low) & (numbers <= high)
             return mask
         codes = self._codes[rows]
-        wanted = [_MISSING] if None in _choices(condition) else []
-        amounts = []
-        for choice in _choices(condition):
-            if isinstance(choice, str):
-                wanted.append(self._code_of.get(choice, _NOBODY))
-            elif choice is not None:
-                amounts.append(_as_float(choice))
-        mask = np.zeros(len(codes), bool)
+        wanted, amounts = self._wanted(condition)
+        if self._coded_numbers >= 0:
+            wanted += [self._code_of.get(amount, _NOBODY) for amount in amounts]
+            amounts = []
         if len(wanted) <= _FEW:  # quicker than looking each row up
+            mask = np.zeros(len(codes), bool)
             for code in wanted:
                 mask |= codes == code
         else:
-            mask = np.isin(codes, wanted, kind="table")
+            table = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
+            table[[code for code in wanted if code != _NOBODY]] = True
+            mask = np.take(table, codes)
         if amounts:
             mask |= np.isin(self._numbers[rows], amounts)
         return mask
+
+    def _code_of_number(self, number: float) -> int:
+        code = self._code_of.get(number)
+        if code is not None:
+            return code
+        if not 0 <= self._coded_numbers < _MOST_CODED_NUMBERS:
+            self._coded_numbers = -1
+            return _NUMBER
+        self._coded_numbers += 1
+        return self._code_of.setdefault(number, len(self._code_of) + _FIRST_CODE)
+
+    def _wanted(self, condition: Condition) -> tuple[list[int], list[float]]:
+        """Codes and numbers that meet a condition which is not a range."""
+        choices = _choices(condition)
+        codes = [_MISSING] if None in choices else []
+        amounts = []
+        for choice in choices:
+            if isinstance(choice, str):
+                codes.append(self._code_of.get(choice, _NOBODY))
+            elif choice is not None:
+                amounts.append(_as_float(choice))
+        return codes, amounts
 
 
 class _Preference:
@@ -228,7 +356,7 @@ class _Preference:
         table[_NUMBER] = isinstance(value, int | float)
         for choices, code in self._code_of.items():
             table[code] = accepts(choices, value)
-        mask: Mask = table[self._codes[rows]]
+        mask: Mask = np.take(table, self._codes[rows])
         if isinstance(value, int | float):
             mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
         return mask

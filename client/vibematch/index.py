@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -38,7 +38,7 @@ _SLICE: Final = 16
 """Users added while searches wait; each takes about half a millisecond."""
 _BUILD_SLICE: Final = 2048
 _ALL_CORES: Final = -1
-_PARTITIONED_FROM: Final = 2 * planner.SCANNED_AT_MOST
+_PARTITIONED_FROM: Final = 5 * planner.SCANNED_AT_LEAST
 _MOST_TWINS: Final = 16
 """So many users with the very same vector are in the graph, half as many as each has links there.
 
@@ -47,7 +47,6 @@ search that meets them would not get past them.
 """
 _MOST_FREE: Final = 0.25
 _FEW_FREE: Final = 1_000
-_ATTEMPTS: Final = 3
 _ROUNDING: Final = 1e-6
 """More than rounding to float32 can move a cosine."""
 
@@ -162,7 +161,7 @@ class HnswIndex:
         self._graph.init_index(
             _FIRST_CAPACITY, M=_M, ef_construction=_EF_CONSTRUCTION, random_seed=_SEED
         )
-        self._graph.set_ef(planner.EF_SEARCH)
+        self._graph.set_ef(planner.ef_search(0))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -236,27 +235,32 @@ class HnswIndex:
                     self._lock.let_searches_in()
                 with self._lock.exclusive():
                     self._put(users[start : start + _SLICE], vectors)
+            self._columns.keep_sorted(len(self._users))
             self.sequence = sequence
 
     @classmethod
-    def build(cls, users: Sequence[UserRow], vectors: Vector, sequence: int) -> HnswIndex:
-        """A new index, on all cores.
+    def gather(
+        cls, dim: int, people: Iterable[tuple[Sequence[UserRow], Vector]], sequence: int
+    ) -> HnswIndex:
+        """A new index that lacks the graph still: have it :meth:`connect`.
 
         Args:
-            users: all of them.
-            vectors: unit vectors, float32, ``[number of users, dim]``, in the same order.
+            dim: length of a vector.
+            people: some users and their unit vectors, float32, ``[users, dim]``, at a time.
             sequence: number of the write up to which this follows the store.
         """
-        index = cls(vectors.shape[1])
-        for row, user in enumerate(users):
-            index._columns.put(row, user.attributes, user.preferences)
-        index._place(
-            [user.user_id for user in users],
-            np.array([user.id for user in users], np.int64),
-            np.array([user.vector_revision for user in users], np.int64),
-            vectors,
-        )
-        index._connect(_ALL_CORES)
+        index, parts = cls(dim), [np.empty((0, dim), np.float32)]
+        names: list[str] = []
+        ids: list[int] = []
+        revisions: list[int] = []
+        for users, vectors in people:
+            for row, user in enumerate(users, start=len(names)):
+                index._columns.put(row, user.attributes, user.preferences)
+            names += (user.user_id for user in users)
+            ids += (user.id for user in users)
+            revisions += (user.vector_revision for user in users)
+            parts.append(vectors)
+        index._place(names, np.array(ids, int), np.array(revisions, int), np.concatenate(parts))
         index.sequence = sequence
         return index
 
@@ -281,7 +285,7 @@ class HnswIndex:
             copy._columns = self._columns.take(rows)
             vectors = self._vectors.take(rows)
         copy._place(users, ids, revisions, vectors)
-        complete = copy._connect(1, cancelled)
+        complete = copy.connect(1, cancelled)
         return copy if complete else None
 
     def _place(self, users: Sequence[str], ids: Ids, revisions: Ids, vectors: Vector) -> None:
@@ -301,6 +305,7 @@ class HnswIndex:
         self._alive[:count] = True
         self._keys[:count] = vector_keys(self._vectors.blocks()[0])
         self._leave_twins_out()
+        self._columns.keep_sorted(count)
         names = [users[place] for place in order]
         self._users = list(names)
         self._rows = {user: row for row, user in enumerate(names)}
@@ -315,8 +320,18 @@ class HnswIndex:
                 rows = order[start : start + count]
                 self._outside[int(keys[rows[0]])] = set(rows[_MOST_TWINS:].tolist())
 
-    def _connect(self, threads: int, cancelled: Callable[[], bool] = lambda: False) -> bool:
-        """Put all rows into the graph; returns whether that was not cancelled."""
+    def connect(
+        self, threads: int = _ALL_CORES, cancelled: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Put all users of a new index into its graph, for which it takes time.
+
+        Args:
+            threads: on so many cores; -1 for all.
+            cancelled: asked every now and then whether nobody wants the index any more.
+
+        Returns:
+            Whether it was not cancelled.
+        """
         # In random order: a graph that gets one list after the other is a worse graph.
         inside = set(range(len(self._users))).difference(*self._outside.values())
         shuffled = np.random.default_rng(_SEED).permutation(sorted(inside))
@@ -400,6 +415,7 @@ class HnswIndex:
     def _make_room(self, count: int) -> None:
         if count > self._graph.get_max_elements():  # in steps: growing takes longer the more it is
             self._graph.resize_index(count + max(_FIRST_CAPACITY, int(_GROWTH * count)))
+            self._graph.set_ef(planner.ef_search(count))
         if count > len(self._ids):
             capacity = count + max(_FIRST_CAPACITY, int(_GROWTH * count))
             for name in ("_ids", "_revisions", "_alive", "_lists", "_keys"):
@@ -429,7 +445,7 @@ class HnswIndex:
     def search_exactly(self, question: Question) -> list[Match]:
         """The most similar users, found by comparing all who qualify."""
         with self._lock.shared():
-            rows = np.flatnonzero(self._qualifying(question, self._rows_of(question.exclude)))
+            rows = self._qualifying(question, self._rows_of(question.exclude))
             return self._best(rows, question)
 
     def _rows_of(self, user_ids: Collection[str]) -> Rows:
@@ -437,29 +453,30 @@ class HnswIndex:
         return np.array(rows, np.intp)
 
     def _search(self, question: Question, excluded: Rows) -> tuple[list[Match], Plan]:
-        users = len(self._rows)
-        share = self._share(question.wanted)
-        needed = question.top_k + min(len(excluded), question.top_k)
-        fetch = planner.fetch_for(needed, share)
+        users, wanted = len(self._rows), question.wanted
+        narrowed = self._columns.narrowed(wanted) if wanted else None
+        if narrowed is None:
+            share, tried = self._share(wanted), len(self._users)
+        else:
+            qualifying = self._qualifying(question, excluded, narrowed)
+            share, tried = len(qualifying) / max(users, 1), 0  # they were tried just now
+        expected = round(share * users)
+        fetch = planner.fetch_for(
+            question.top_k + min(len(excluded), question.top_k), max(share, 0.5 / max(users, 1))
+        )
         graph_us = planner.graph_us(fetch, users, self._dim)
-        scan_us = planner.scan_us(len(self._users), share * users, len(question.wanted), self._dim)
-        expected = (users, round(share * users), graph_us, scan_us)
-        fetched: list[int] = []
-        while len(fetched) < _ATTEMPTS and graph_us <= scan_us:
-            fetched.append(fetch)
-            answer = self._ask_graph(question, excluded, fetch)
-            if answer is None:
-                break
-            found, scores, complete = answer
-            if complete:
-                matches = self._matches(found, scores, question)
-                return matches, Plan("graph", *expected, tuple(fetched))
-            # Near the query, fewer qualify than elsewhere.
-            fetch = max(2 * fetch, planner.fetch_for(needed, (len(found) + 0.5) / fetch))
-            graph_us = planner.graph_us(fetch, users, self._dim)
-        rows = np.flatnonzero(self._qualifying(question, excluded))
-        near = self._nearest_lists(rows, question)
-        plan = Plan("scan", *expected, tuple(fetched), len(rows), len(near))
+        scan_us = planner.scan_us(users, tried, expected, len(wanted), self._dim)
+        plan = Plan("graph", users, expected, graph_us, scan_us, fetch)
+        if graph_us <= scan_us:
+            found = self._ask_graph(question, excluded, fetch)
+            if found is not None:
+                return found, plan
+        else:
+            plan = plan._replace(fetched=None)
+        if narrowed is None:
+            qualifying = self._qualifying(question, excluded)
+        near = self._nearest_lists(qualifying, question)
+        plan = plan._replace(strategy="scan", qualifying=len(qualifying), scanned=len(near))
         return self._best(near, question), plan
 
     def _share(self, wanted: Filter) -> float:
@@ -472,55 +489,47 @@ class HnswIndex:
         met = np.count_nonzero(self._columns.select(wanted, sample) & alive)
         return (met + 0.5) / (np.count_nonzero(alive) + 0.5)
 
-    def _ask_graph(
-        self, question: Question, excluded: Rows, fetch: int
-    ) -> tuple[Rows, Vector, bool] | None:
-        """Rows of the nearest users who qualify, best first, their scores, and if that will do.
-
-        ``None`` if the graph cannot reach that many users.
-        """
+    def _ask_graph(self, question: Question, excluded: Rows, fetch: int) -> list[Match] | None:
+        """The best of the nearest users, ``None`` if not enough of these qualify."""
         try:
             labels, distances = self._graph.knn_query(
                 question.vector[np.newaxis], k=fetch, num_threads=1
             )
-        except RuntimeError:
+        except RuntimeError:  # it cannot reach that many users
             return None
         rows, scores = labels[0].astype(np.intp), 1.0 - distances[0]
         complete = scores[-1] < question.min_score - _ROUNDING
         if self._outside:
-            rows, scores = self._with_twins(rows, scores)
+            rows, scores = self._with_twins(rows, scores, question.vector)
         if question.wanted:
             keep = self._columns.select(question.wanted, rows)
             rows, scores = rows[keep], scores[keep]
         if len(excluded):
             keep = np.isin(rows, excluded, invert=True)
             rows, scores = rows[keep], scores[keep]
-        return rows, scores, complete or len(rows) >= question.top_k
+        if complete or len(rows) >= question.top_k:
+            return self._matches(rows, scores, question)
+        return None
 
-    def _with_twins(self, rows: Rows, scores: Vector) -> tuple[Rows, Vector]:
-        """Rows of the graph and those that they stand for, best first."""
-        stand_for = {
-            key: score
-            for key, score in zip(self._keys[rows].tolist(), scores, strict=True)
-            if key in self._outside
-        }
-        others = [np.array(sorted(self._outside[key]), np.intp) for key in stand_for]
-        theirs = [np.full(len(o), s) for o, s in zip(others, stand_for.values(), strict=True)]
-        rows, scores = np.concatenate([rows, *others]), np.concatenate([scores, *theirs])
-        best_first = np.argsort(-scores, kind="stable")
-        return rows[best_first], scores[best_first]
+    def _with_twins(self, rows: Rows, scores: Vector, vector: Vector) -> tuple[Rows, Vector]:
+        """Rows of the graph, and those that they stand for."""
+        keys = set(self._keys[rows].tolist()) & self._outside.keys()
+        others = np.array(sorted(set().union(*(self._outside[key] for key in keys))), np.intp)
+        theirs = self._vectors.scores(others, vector)
+        return np.concatenate([rows, others]), np.concatenate([scores, theirs])
 
-    def _qualifying(self, question: Question, excluded: Rows) -> Mask:
-        count = len(self._users)
-        mask = self._alive[:count].copy()
+    def _qualifying(self, question: Question, excluded: Rows, among: Rows | None = None) -> Rows:
+        """All rows, or those among some, of users who qualify; ascending."""
+        rows: Rows | slice = slice(0, len(self._users)) if among is None else among
+        mask = self._alive[rows]
         if question.wanted:
-            mask &= self._columns.select(question.wanted, slice(0, count))
-        mask[excluded] = False
-        return mask
+            mask = mask & self._columns.select(question.wanted, rows)
+        found = np.flatnonzero(mask) if among is None else among[mask]
+        return found[np.isin(found, excluded, invert=True)] if len(excluded) else found
 
     def _nearest_lists(self, rows: Rows, question: Question) -> Rows:
         """Of too many rows, those in the lists that are nearest to the query."""
-        most = max(planner.SCANNED_AT_MOST, 4 * question.top_k)
+        most = max(planner.scanned_at_most(len(self._rows), len(rows)), 4 * question.top_k)
         if self._partition is None or len(rows) <= most:
             return rows
         lists = self._lists[rows]
@@ -535,7 +544,7 @@ class HnswIndex:
             border = max(np.partition(rough, -top_k)[-top_k], question.min_score)
             rows = rows[rough >= border - _ROUNDING]
         # Row by row in double precision: equal vectors get equal scores, so ties are real ties.
-        scores = (self._vectors.take(rows).astype(np.float64) * vector).sum(axis=1)
+        scores = np.multiply(self._vectors.take(rows), vector, dtype=np.float64).sum(axis=1)
         return self._matches(rows, scores, question)
 
     def _matches(
@@ -588,25 +597,26 @@ class HnswIndex:
 
     @classmethod
     def load(
-        cls, folder: Path, fingerprint: str, dim: int, users: Sequence[UserRow]
-    ) -> HnswIndex | None:
+        cls, folder: Path, fingerprint: str, dim: int, users: Iterable[UserRow]
+    ) -> tuple[HnswIndex, list[UserRow]] | None:
         """Read the snapshot, ``None`` if there is none that can be trusted.
-
-        Users whose vector it does not have, or not the present one, are left out: have the index
-        :meth:`update` them.
 
         Args:
             folder: of the generation.
             fingerprint: the model that the vectors have to come from.
             dim: length of a vector.
             users: all users that there are now.
+
+        Returns:
+            The index, and users whose vector it does not have, or not the present one: have the
+            index :meth:`update` them.
         """
         snapshot = read_snapshot(folder, fingerprint, dim)
         if snapshot is None:
             return None
         index, count = cls(dim), len(snapshot.ids)
         index._graph = snapshot.graph
-        index._graph.set_ef(planner.EF_SEARCH)
+        index._graph.set_ef(planner.ef_search(count))
         index._make_room(count)
         index._ids[:count], index._revisions[:count] = snapshot.ids, snapshot.revisions
         index._lists[:count] = snapshot.lists
@@ -621,18 +631,28 @@ class HnswIndex:
                 index._outside.setdefault(int(index._keys[row]), set()).add(row)
         index._users = [None] * count
         index.sequence = snapshot.sequence
-        index._recognise(users)
-        return index
+        return index, index._recognise(users)
 
-    def _recognise(self, users: Sequence[UserRow]) -> None:
-        """Say whose the rows of a snapshot are; those of nobody, or of old vectors, are freed."""
-        row_of = {int(id_): row for row, id_ in enumerate(self._ids[: len(self._users)]) if id_}
+    def _recognise(self, users: Iterable[UserRow]) -> list[UserRow]:
+        """Say whose the rows of a snapshot are, and free those of nobody or of old vectors.
+
+        Returns:
+            Users without a row.
+        """
+        by_id = np.argsort(self._ids[: len(self._users)], kind="stable")
+        ids = self._ids[by_id]
+        missing = []
         for user in users:
-            row = row_of.get(user.id)
-            if row is not None and self._revisions[row] == user.vector_revision:
-                del row_of[user.id]
-                self._users[row] = user.user_id
-                self._rows[user.user_id] = row
-                self._columns.put(row, user.attributes, user.preferences)
-        for row in row_of.values():
-            self._retire(row)
+            place = int(np.searchsorted(ids, user.id))
+            row = int(by_id[place]) if place < len(ids) and ids[place] == user.id else None
+            if row is None or self._revisions[row] != user.vector_revision:
+                missing.append(user)
+                continue
+            self._users[row] = user.user_id
+            self._rows[user.user_id] = row
+            self._columns.put(row, user.attributes, user.preferences)
+        for row in np.flatnonzero(self._alive[: len(self._users)]).tolist():
+            if self._users[row] is None:
+                self._retire(row)
+        self._columns.keep_sorted(len(self._users))
+        return missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import weakref
@@ -24,6 +25,7 @@ _AFTER_FAILURE_S: Final = 5.0
 _MUCH_UNSAVED: Final = 0.2
 _FEW_UNSAVED: Final = 10_000
 _UNKNOWN: Final = -1
+_LOADED_TOGETHER: Final = 1_000
 
 
 class LiveIndex:
@@ -266,21 +268,27 @@ def save_first_snapshot(store: ProfileStore) -> None:
 def _load(store: ProfileStore) -> tuple[HnswIndex, int]:
     """The index of a store, and the sequence number of the snapshot that it comes from."""
     manifest = store.manifest
+    dim = manifest.embedding_dim
     with store.reading():
-        changes = store.changes(0)
-        index = HnswIndex.load(
-            store.folder, manifest.fingerprint, manifest.embedding_dim, changes.users
-        )
-        missing = changes.users if index is None else index.without_vector(changes.users)
-        if index is not None and len(missing) > len(index):
-            index, missing = None, changes.users
-        vectors = store.user_vectors([user.id for user in missing])
-    if index is None:
-        _LOG.info("making the search index of %d users", len(missing))
-        return HnswIndex.build(missing, vectors, changes.sequence), _UNKNOWN
-    saved_sequence = index.sequence
-    index.update(missing, _by_id(missing, vectors), (), changes.sequence)
-    return index, saved_sequence
+        sequence = store.sequence
+        loaded = HnswIndex.load(store.folder, manifest.fingerprint, dim, store.users())
+        if loaded is not None:
+            index, missing = loaded
+            if len(missing) <= len(index):
+                saved_sequence = index.sequence
+                vectors = store.user_vectors([user.id for user in missing])
+                index.update(missing, _by_id(missing, vectors), (), sequence)
+                return index, saved_sequence
+        index = HnswIndex.gather(dim, _with_vectors(store), sequence)
+    _LOG.info("making the search index of %d users", len(index))
+    index.connect()
+    return index, _UNKNOWN
+
+
+def _with_vectors(store: ProfileStore) -> Iterator[tuple[list[UserRow], Vector]]:
+    users = store.users()
+    while some := list(itertools.islice(users, _LOADED_TOGETHER)):
+        yield some, store.user_vectors([user.id for user in some])
 
 
 def _follow(index: HnswIndex, store: ProfileStore) -> int:

@@ -3,7 +3,7 @@
 The graph finds the nearest users among all of them, so where few qualify it has to be asked for
 many; a scan looks at each user who qualifies. Whichever is expected to be quicker is tried. What
 the graph returns then tells how many qualify *near the query*, which can be fewer than anywhere
-else (a filter may leave out the very style that is asked for): then the plan changes.
+else (a filter may leave out the very style that is asked for): then a scan takes over.
 """
 
 from __future__ import annotations
@@ -13,27 +13,30 @@ from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
 """An index of this many users is scanned: as fast as the graph there, and exact."""
-EF_SEARCH: Final = 128
-"""Users that hnswlib keeps in view during a search, at least: recall against time."""
-SCANNED_AT_MOST: Final = 16_384
-"""Users that a scan compares, those in the nearest lists; only larger results are not exact."""
+SCANNED_AT_LEAST: Final = 6_000
+"""So few who qualify are all compared."""
 SAMPLE: Final = 1_024
 """Users on whom a filter is tried, to estimate how many qualify."""
 
-_MARGIN: Final = 1.3
+_EF_SEARCH: Final = 128
+_MANY_USERS: Final = 500_000
+_SCANNED_AT_MOST: Final = 16_384
+_SCANNED_SHARE_OF_USERS: Final = 1 / 12
+_SCANNED_SHARE_OF_QUALIFYING: Final = 1 / 4
+_MARGIN: Final = 2.0
 TIES: Final = 6
 """Users beyond those asked for, so that ties at the end are broken by user id."""
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
 
 # Microseconds, fitted to 200,000 users of 256 dimensions on one core (Zen 4); only their ratios
-# matter. benchmarks/search.py prints what they should be.
-_GRAPH_US: Final = 60.0
-_GRAPH_US_PER_USER: Final = 1.25
-_SCAN_US: Final = 60.0
-_SCAN_US_PER_ROW: Final = 0.0015
-_SCAN_US_PER_QUALIFYING: Final = 0.12
-_LISTS_US_PER_ROW: Final = 0.003
+# matter. `benchmarks/search.py --only costs` prints what they should be.
+_GRAPH_US: Final = 150.0
+_GRAPH_US_PER_USER: Final = 1.0
+_SCAN_US: Final = 50.0
+_SCAN_US_PER_ROW: Final = 0.0005
+_SCAN_US_PER_QUALIFYING: Final = 0.126
+_LISTS_US_PER_ROW: Final = 0.006
 _DIM: Final = 256
 
 
@@ -46,7 +49,7 @@ class Plan(NamedTuple):
         estimated_qualifying: how many of them were expected to qualify.
         graph_us: expected microseconds of the graph.
         scan_us: expected microseconds of a scan.
-        fetched: how many users the graph was asked for, each time.
+        fetched: how many users the graph was asked for, if it was asked.
         qualifying: how many users do qualify; a graph does not tell.
         scanned: how many of them a scan compared. If these are all, the answer is exact.
     """
@@ -56,12 +59,12 @@ class Plan(NamedTuple):
     estimated_qualifying: int
     graph_us: float
     scan_us: float
-    fetched: tuple[int, ...]
+    fetched: int | None = None
     qualifying: int | None = None
     scanned: int | None = None
 
     def __str__(self) -> str:
-        steps = [f"asked the graph for {count:,} users" for count in self.fetched]
+        steps = [] if self.fetched is None else [f"asked the graph for {self.fetched:,} users"]
         if self.strategy == "scan":
             steps.append(f"compared {self.scanned:,} of the {self.qualifying:,} who qualify")
         graph = f"{self.graph_us:,.0f} µs" if math.isfinite(self.graph_us) else "no answer"
@@ -69,6 +72,22 @@ class Plan(NamedTuple):
             f"{', then '.join(steps)}; expected: {self.estimated_qualifying:,} of {self.users:,} "
             f"users qualify, {graph} by the graph, {self.scan_us:,.0f} µs by a scan"
         )
+
+
+def ef_search(users: int) -> int:
+    """How many users hnswlib is to keep in view during a search, at least: recall against time."""
+    return _EF_SEARCH if users < _MANY_USERS else 2 * _EF_SEARCH
+
+
+def scanned_at_most(users: int, qualifying: int) -> int:
+    """How many users a scan compares at most, those in the nearest lists.
+
+    Args:
+        users: how many there are; the more, the more of them are near.
+        qualifying: how many of them qualify.
+    """
+    most = max(_SCANNED_AT_MOST, int(_SCANNED_SHARE_OF_USERS * users))
+    return min(most, max(SCANNED_AT_LEAST, int(_SCANNED_SHARE_OF_QUALIFYING * qualifying)))
 
 
 def fetch_for(wanted: int, share: float) -> int:
@@ -86,23 +105,23 @@ def graph_us(fetch: int, users: int, dim: int) -> float:
     """Expected microseconds of asking the graph; infinite where it cannot be asked."""
     if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
         return math.inf
-    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, EF_SEARCH) * dim / _DIM
+    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * dim / _DIM
 
 
-def scan_us(rows: int, qualifying: float, conditions: int, dim: int) -> float:
+def scan_us(users: int, rows: int, qualifying: int, conditions: int, dim: int) -> float:
     """Expected microseconds of a scan.
 
     Args:
-        rows: all rows, on which the conditions are tried.
+        users: how many there are.
+        rows: on how many the conditions are tried.
         qualifying: how many of them have to be compared, or have to be narrowed down first.
         conditions: how many conditions there are.
         dim: length of a vector.
     """
-    narrowing = _LISTS_US_PER_ROW * rows if qualifying > SCANNED_AT_MOST else 0.0
-    compared = min(qualifying, SCANNED_AT_MOST)
+    compared = min(qualifying, scanned_at_most(users, qualifying))
     return (
         _SCAN_US
         + _SCAN_US_PER_ROW * rows * (1 + conditions)
-        + narrowing
+        + _LISTS_US_PER_ROW * rows * (compared < qualifying)
         + _SCAN_US_PER_QUALIFYING * compared * dim / _DIM
     )

@@ -60,6 +60,7 @@ from vibematch.records import (
     Profile,
     StoredPhoto,
     User,
+    UserRow,
     all_users,
     check_indexes,
     check_profile,
@@ -420,6 +421,15 @@ class ProfileStore:
         """Whether a user has a photo of this very content."""
         return any(photo.content_sha256 == content_sha256 for photo in self.photos(user_id))
 
+    def users(self) -> Iterator[UserRow]:
+        """All users, in the order of their ids, read as they are taken.
+
+        They are of one state, that of the first one taken.
+        """
+        with self.reading(), self._reader() as database:
+            for user in all_users(database):
+                yield user.as_row()
+
     def changes(self, after: int) -> Changes:
         """What became different after a sequence number; 0 for everything.
 
@@ -456,8 +466,10 @@ class ProfileStore:
                 some = ids[start : start + _USERS_PER_QUERY]
                 vectors, positions = self._photo_vectors(some)
                 starts = np.searchsorted(positions, np.arange(len(some)))
-                if len(np.unique(positions)) < len(some):
-                    raise InputError(f"one of the users {some} is not in the index at {self.path}")
+                if len(gone := np.setdiff1d(np.arange(len(some)), positions)):
+                    raise InputError(
+                        f"no user has the id {some[gone[0]]} in the index at {self.path}"
+                    )
                 means[start : start + len(some)] = unit_means(vectors, starts)
         return means
 

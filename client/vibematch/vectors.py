@@ -19,6 +19,7 @@ _DENSE: Final = 0.5
 
 _CANCELLED: Final = 1e-6
 _KEY_SEED: Final = 1
+_KEY_STEPS: Final = 256
 
 _ROWS_PER_LIST: Final = 400
 _MAX_LISTS: Final = 2048
@@ -48,7 +49,10 @@ def unit_means(vectors: Vector, starts: npt.NDArray[np.intp]) -> Vector:
 
 
 def vector_keys(vectors: Vector) -> npt.NDArray[np.uint64]:
-    """Numbers that are equal for equal vectors, and never 0: multiplicative hashes of their bits.
+    """Numbers that are equal for vectors that are equal up to rounding, and never 0.
+
+    The same photo gets a vector of other last bits in another batch. These are multiplicative
+    hashes of rounded elements; a few vectors that close round differently all the same.
 
     Args:
         vectors: float32, ``[n, dim]``.
@@ -60,8 +64,8 @@ def vector_keys(vectors: Vector) -> npt.NDArray[np.uint64]:
     factors = rng.integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * np.uint64(2) + 1
     keys = np.empty(len(vectors), np.uint64)
     for start in range(0, len(vectors), _GATHER_ROWS):
-        bits = np.ascontiguousarray(vectors[start : start + _GATHER_ROWS]).view(np.uint32)
-        keys[start : start + len(bits)] = (bits * factors).sum(axis=1)
+        rounded = np.rint(vectors[start : start + _GATHER_ROWS] * _KEY_STEPS).astype(np.int64)
+        keys[start : start + len(rounded)] = (rounded.view(np.uint64) * factors).sum(axis=1)
     keys[keys == 0] = 1
     return keys
 
@@ -117,6 +121,8 @@ class VectorRows:
 
     def take(self, rows: Rows) -> Vector:
         """Copies of the vectors in the given rows, ``[len(rows), dim]``."""
+        if len(self._blocks) == 1:
+            return self._blocks[0][rows]
         taken = np.empty((len(rows), self._dim), np.float32)
         block_of = np.searchsorted(self._starts, rows, "right") - 1
         for block in np.unique(block_of):

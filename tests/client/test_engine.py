@@ -353,7 +353,7 @@ def test_close_writes_a_snapshot_that_spares_rebuilding(
 ) -> None:
     people.close()
     assert (tmp_path / "index" / "1" / SNAPSHOT).exists()
-    monkeypatch.setattr("vibematch.index.HnswIndex.build", None)
+    monkeypatch.setattr("vibematch.index.HnswIndex.gather", None)
     with MatchingEngine.open(tmp_path / "index") as engine:
         assert names(engine.search("anna")) == ["ben", "cora", "dan"]
 
