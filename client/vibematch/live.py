@@ -161,13 +161,7 @@ class LiveIndex:
             store, index = self.store, self.index
             if store.read_only:
                 raise StoreError(f"the index at {store.path} was opened read-only")
-            try:
-                index.save(store.folder, store.manifest.fingerprint)
-            except OSError as error:
-                raise StoreError(
-                    f"the snapshot in {store.folder} cannot be written ({error}); "
-                    "all users are safe in the store"
-                ) from error
+            _save(index, store)
             self._saved_sequence, self._unsaved = index.sequence, 0
 
     def close(self) -> None:
@@ -259,10 +253,10 @@ def save_first_snapshot(store: ProfileStore) -> None:
     """Make the search index of a generation that does not answer yet, for whoever opens it.
 
     Raises:
-        OSError: the disk does not take it.
+        StoreError: the store is damaged, or the disk does not take it.
     """
     index, _ = _load(store)
-    index.save(store.folder, store.manifest.fingerprint)
+    _save(index, store)
 
 
 def _load(store: ProfileStore) -> tuple[HnswIndex, int]:
@@ -302,6 +296,16 @@ def _follow(index: HnswIndex, store: ProfileStore) -> int:
             removed = np.setdiff1d(index.ids(), [user.id for user in changes.users]).tolist()
     index.update(changes.users, _by_id(missing, vectors), removed, changes.sequence)
     return len(changes.users) + len(removed)
+
+
+def _save(index: HnswIndex, store: ProfileStore) -> None:
+    try:
+        index.save(store.folder, store.manifest.fingerprint)
+    except OSError as error:
+        raise StoreError(
+            f"the snapshot in {store.folder} cannot be written ({error}); "
+            "all users are safe in the store"
+        ) from error
 
 
 def _by_id(users: Sequence[UserRow], vectors: Vector) -> dict[int, Vector]:

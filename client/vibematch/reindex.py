@@ -12,6 +12,7 @@ What was encoded is kept when the work is interrupted, and found again by its co
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from vibematch.errors import (
     VibematchError,
 )
 from vibematch.folder import discard_next, generations, lock_index, newest_generation
+from vibematch.live import save_first_snapshot
 from vibematch.manifest import Manifest
 from vibematch.photo_input import read_photo
 from vibematch.records import Profile, StoredPhoto, UserRow
@@ -69,7 +71,7 @@ class Reindexed:
 
 
 def reindex(
-    path: Path,
+    path: str | os.PathLike[str],
     encoder: PhotoEncoder,
     *,
     source: Source | None = None,
@@ -97,6 +99,7 @@ def reindex(
             reindexing it.
         StoreError: the index cannot be used, or the disk does not take it.
     """
+    path = Path(path)
     with Reindex(
         path,
         encoder,
@@ -106,6 +109,8 @@ def reindex(
         on_progress=on_progress,
     ) as job:
         if job.needed:
+            job.catch_up()
+            save_first_snapshot(job.store)
             job.catch_up()
             try:
                 lock = lock_index(path)
@@ -134,7 +139,7 @@ def photo_file(photo: StoredPhoto, max_bytes: int) -> bytes:
     return content
 
 
-def photos_in(folder: Path, max_bytes: int) -> Source:
+def photos_in(folder: str | os.PathLike[str], max_bytes: int) -> Source:
     """A source that also looks in a folder for photos that are not where they were.
 
     They are recognised by their content; all files of the folder are read once for that.
@@ -146,6 +151,7 @@ def photos_in(folder: Path, max_bytes: int) -> Source:
     Raises:
         InputError: there is no such folder.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no such folder of photos: {folder}")
     files: dict[str, Path] = {}
@@ -169,12 +175,13 @@ def _by_content(folder: Path, max_bytes: int) -> Iterator[tuple[str, Path]]:
             yield hashlib.sha256(file.read_bytes()).hexdigest(), file
 
 
-def forget_old(path: Path) -> int:
+def forget_old(path: str | os.PathLike[str]) -> int:
     """Delete the generations that do not answer any more; returns how many there were.
 
     Raises:
         StoreError: one cannot be deleted.
     """
+    path = Path(path)
     newest = newest_generation(path)
     old = [number for number in generations(path) if number != newest]
     for number in old:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import vibematch.filters
+from vibematch.filters import Columns, Filter, accepts
+from vibematch.vectors import vector_keys
+
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 2.0, "a", "b", "7"])
+)
+bounds = st.tuples(st.integers(-4, 4), st.integers(-4, 4)).map(lambda pair: tuple(sorted(pair)))
+conditions = st.one_of(values, st.lists(values, max_size=12), bounds)
+puts = st.tuples(st.integers(0, 30), values, values)
+
+
+@pytest.fixture(params=[0, 4_096])
+def coded_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers with codes, and so many of them that they have none."""
+    monkeypatch.setattr(vibematch.filters, "_MOST_CODED_NUMBERS", request.param)
+    monkeypatch.setattr(vibematch.filters, "_SORTED_FROM", 1)
+    monkeypatch.setattr(vibematch.filters, "_MOST_UNSORTED", 0.3)
+
+
+@pytest.mark.usefixtures("coded_numbers")
+@given(
+    history=st.lists(puts | st.sampled_from(["sort", "take"]), max_size=40),
+    first=conditions,
+    second=conditions,
+)
+def test_narrowing_down_loses_nobody(history: list, first: object, second: object) -> None:
+    columns, known = Columns(), {}
+    for step in history:
+        if step == "sort":
+            columns.keep_sorted(len(known))
+        elif step == "take":  # as a compaction does
+            columns = columns.take(np.arange(len(known)))
+        else:
+            row, one, other = step
+            row = min(row, len(known))  # rows come one after the other
+            given_values = {"one": one, "other": other}
+            known[row] = {name: value for name, value in given_values.items() if value is not None}
+            columns.put(row, known[row], {})
+    wanted = Filter([("one", first), ("other", second)])  # type: ignore[list-item]
+    expected = [
+        row
+        for row, has in sorted(known.items())
+        if accepts(first, has.get("one")) and accepts(second, has.get("other"))  # type: ignore[arg-type]
+    ]
+    assert np.flatnonzero(columns.select(wanted, slice(0, len(known)))).tolist() == expected
+    narrowed = columns.narrowed(wanted)
+    if narrowed is not None:
+        assert narrowed.tolist() == sorted(set(narrowed.tolist()))
+        assert narrowed[columns.select(wanted, narrowed)].tolist() == expected
+
+
+def test_a_selective_condition_is_looked_up() -> None:
+    columns = Columns()
+    for row in range(10_000):
+        columns.put(row, {"city": f"c{row % 500}", "age": row}, {})
+    columns.keep_sorted(10_000)
+    for where, count in (
+        ({"city": "c7"}, 20),
+        ({"age": (10, 29)}, 20),
+        ({"age": [3, 5], "city": ["c3", "c4"]}, 2),
+        ({"city": "nowhere"}, 0),
+        ({"city": None}, 0),
+    ):
+        narrowed = columns.narrowed(Filter(list(where.items())))
+        assert narrowed is not None
+        assert len(narrowed) == count
+    assert columns.narrowed(Filter([("age", (0, 9_999))])) is None
+    columns.put(10_000, {"city": "c7"}, {})  # not sorted in yet, and found all the same
+    columns.put(3, {"city": "c7"}, {})
+    narrowed = columns.narrowed(Filter([("city", "c7")]))
+    assert narrowed is not None
+    assert {3, 7, 10_000} <= set(narrowed.tolist())
+
+
+def test_an_attribute_that_always_changes_takes_no_more_memory() -> None:
+    columns = Columns()
+    for step in range(5_000):
+        columns.put(0, {"last_seen": step, "status": f"text {step}"}, {})
+    compact = columns.take(np.arange(1))
+    assert len(compact._attributes["status"]._code_of) == 1
+    assert compact.select(
+        Filter([("status", "text 4999"), ("last_seen", 4_999)]), slice(0, 1)
+    ).all()
+
+
+def test_bounds_beyond_all_numbers() -> None:
+    columns = Columns()
+    columns.put(0, {"n": 5}, {"n": (0, 10**400)})
+    assert columns.select(Filter([("n", (-(10**400), 2**70))], {"n": 2**62}), slice(0, 1)).all()
+
+
+def test_equal_vectors_have_equal_keys() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(3_000, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    keys = vector_keys(vectors)
+    assert len(set(keys.tolist())) == 3_000
+    assert np.array_equal(vector_keys(vectors[::-1]), keys[::-1])
+    nearly = vectors + rng.normal(size=vectors.shape).astype(np.float32) * 1e-8
+    assert np.mean(vector_keys(nearly) == keys) > 0.99
+    assert 0 not in vector_keys(np.zeros((2, 64), np.float32))
