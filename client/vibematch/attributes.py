@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -21,6 +22,11 @@ or set (which may hold ``None``), or a ``(low, high)`` range of numbers, ends in
 Where: TypeAlias = Mapping[str, Condition]
 
 
+# "007", "1_000", "1e5" and "nan" are names, not numbers.
+_INTEGER: Final = re.compile("-?(0|[1-9][0-9]{0,17})")
+_DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,300}")
+
+
 def value_from_text(text: str) -> Value:
     """Read an attribute from a CSV cell or the command line.
 
@@ -28,15 +34,9 @@ def value_from_text(text: str) -> Value:
     """
     if text in {"true", "false"}:
         return text == "true"
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        # "007", "1_000" and "nan" are names, not numbers.
-        if str(value) == text and math.isfinite(value):
-            return value
-    return text
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _DECIMAL.fullmatch(text) else text
 
 
 def check_attributes(attributes: Mapping[str, Value]) -> None:

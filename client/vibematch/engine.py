@@ -420,6 +420,7 @@ class MatchingEngine:
             InputError: the user has no such photo, or no other.
             StoreError: the index cannot be written.
         """
+        _check_user_id(user_id)
         if user_id not in self:
             raise self._unknown(user_id)
         with self._live.writing() as store:
@@ -695,6 +696,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
+        _check_user_id(user_id)
         attributes = self._store.attributes(user_id)
         if attributes is None:
             raise self._unknown(user_id)
@@ -706,6 +708,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
+        _check_user_id(user_id)
         preferences = self._store.preferences(user_id)
         if preferences is None:
             raise self._unknown(user_id)
@@ -717,6 +720,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
+        _check_user_id(user_id)
         photos = self._store.photos(user_id)
         if not photos:  # nobody is without
             raise self._unknown(user_id)
@@ -942,11 +946,13 @@ class MatchingEngine:
         photos: dict[str, list[StoredPhoto]] = {}
         for user_id, photo in batch:
             photos.setdefault(user_id, []).append(photo)
-        profiles = [
-            Profile(user_id, some, self._labelled(user_id, attributes), preferences.get(user_id))
-            for user_id, some in photos.items()
-        ]
-        with self._live.writing(model) as store:
+        with self._live.writing(model) as store:  # what is stored stays as it is meanwhile
+            profiles = [
+                Profile(
+                    user_id, some, self._labelled(user_id, attributes), preferences.get(user_id)
+                )
+                for user_id, some in photos.items()
+            ]
             added = store.write(profiles)
         result.added += added
         result.known += len(batch) - added

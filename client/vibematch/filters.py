@@ -196,6 +196,14 @@ class _Sorted(NamedTuple):
         return self.rows[first:end]
 
 
+class _Lookup(NamedTuple):
+    """The first rows in the order of what they hold: those without numbers by code, the others."""
+
+    by_code: _Sorted
+    by_number: _Sorted
+    rows: int
+
+
 class _Attribute:
     """One attribute: a code per row, which says which value it is, and a number per row.
 
@@ -204,9 +212,8 @@ class _Attribute:
 
     def __init__(self, capacity: int) -> None:
         self._count = 0
-        self._sorted_count = 0
-        self._changed: set[int] = set()  # rows put again since they were sorted
-        self._sorted: tuple[_Sorted, _Sorted] | None = None  # by code (no numbers), by number
+        self._lookup: _Lookup | None = None
+        self._changed: set[int] = set()  # rows in it that were put again since
         self._code_of: dict[str | float, int] = {}
         self._coded_numbers = 0  # -1: they are too many
         self._codes = np.full(capacity, _MISSING, np.int32)
@@ -226,41 +233,42 @@ class _Attribute:
         return taken
 
     def keep_sorted(self, count: int) -> None:
-        unsorted = count - self._sorted_count + len(self._changed)
+        known = 0 if self._lookup is None else self._lookup.rows
+        unsorted = count - known + len(self._changed)
         if count < _SORTED_FROM or unsorted <= _MOST_UNSORTED * count:
             return
         is_number = ~np.isnan(self._numbers[:count])
-        self._sorted = (
+        self._lookup = _Lookup(
             _Sorted.of(self._codes, np.flatnonzero(~is_number)),
             _Sorted.of(self._numbers, np.flatnonzero(is_number)),
+            count,
         )
-        # Read in the other order: a search in between sees too many rows, not too few.
-        self._sorted_count, self._changed = count, set()
+        self._changed = set()  # read first: a search in between sees too many rows, not too few
 
     def narrowed(self, condition: Condition) -> Rows | None:
         """Rows that may meet a condition, ``None`` if these are many."""
-        changed, first_unsorted, in_order = self._changed, self._sorted_count, self._sorted
-        if in_order is None:
+        changed = self._changed
+        lookup = self._lookup
+        if lookup is None:
             return None
-        by_code, by_number = in_order
         if isinstance(condition, tuple):
             low, high = map(_as_float, condition)
-            found = [by_number.between(low, high)]
+            found = [lookup.by_number.between(low, high)]
         else:
             codes, amounts = self._wanted(condition)
             if len(codes) + len(amounts) > _FEW:
                 return None
-            found = [by_code.between(code, code) for code in codes]
-            found += [by_number.between(amount, amount) for amount in amounts]
+            found = [lookup.by_code.between(code, code) for code in codes]
+            found += [lookup.by_number.between(amount, amount) for amount in amounts]
         if sum(map(len, found)) > _FEW_ROWS:
             return None
-        unsorted = np.arange(first_unsorted, self._count)
+        unsorted = np.arange(lookup.rows, self._count)
         rows: Rows = np.concatenate([*found, np.fromiter(changed, np.intp), unsorted])
         return np.unique(rows) if changed else rows
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)
-        if row < self._sorted_count:
+        if self._lookup is not None and row < self._lookup.rows:
             self._changed.add(row)
         self._numbers[row] = math.nan
         if value is None:

@@ -55,6 +55,8 @@ class LiveIndex:
         self._saved_sequence = _UNKNOWN  # until the index is loaded
         self._unsaved = 0
         self._keeper = _Keeper(self)
+        if store.read_only:
+            self._keeper.start()
 
     @property
     def index(self) -> HnswIndex:
@@ -69,10 +71,14 @@ class LiveIndex:
         if index is not None:
             return index
         with self._loading:
-            if self._index is None:
-                self._index, self._saved_sequence = _load(self.store)
-                self.follow()  # what was written meanwhile
-            return self._index
+            while (index := self._index) is None:
+                store = self.store
+                loaded, saved_sequence = _load(store)
+                with self._following:
+                    if self.store is store:
+                        self._index, self._saved_sequence = loaded, saved_sequence
+                        self.follow()  # what was written meanwhile
+            return index
 
     @contextmanager
     def writing(self, model: Manifest | None = None) -> Iterator[ProfileStore]:
@@ -85,6 +91,8 @@ class LiveIndex:
             ModelMismatchError: the index has gone over to another model meanwhile.
         """
         with self._writing:
+            if self.store.superseded:  # going over was cut short
+                self.adopt()
             if model is not None:
                 self.store.require_model(model)
             try:
@@ -97,14 +105,20 @@ class LiveIndex:
         """Nobody writes within; afterwards, this goes over to the generation that is newest."""
         with self._writing:
             yield
-            self.adopt(self.store.reopened())
+            self.adopt()
 
     def follow(self) -> None:
         """Bring the index up to the state of the store, if it is loaded."""
         with self._following:
             if self._index is None:
                 return
-            self._unsaved += _follow(self._index, self.store)
+            try:
+                self._unsaved += _follow(self._index, self.store)
+            except VibematchError:  # of the store: nothing was changed
+                raise
+            except BaseException:  # who knows what is missing now: have it loaded anew
+                self._index = None
+                raise
             self._wake()
 
     def refresh(self) -> None:
@@ -113,18 +127,25 @@ class LiveIndex:
             self._behind = self.store.changed() or self._behind
             if self._behind:
                 if self.store.superseded:
-                    self.adopt(self.store.reopened())
+                    self.adopt()
                 else:
                     self.follow()
                 self._behind = False
 
-    def adopt(self, store: ProfileStore) -> None:
-        """Go over to the store of another generation, whose index is loaded first."""
-        index, saved_sequence = _load(store)
-        with self._following:
-            self._former.append(self.store)  # somebody may be reading it
-            self.store, self._index, self._saved_sequence = store, index, saved_sequence
-            self.follow()
+    def adopt(self) -> None:
+        """Go over to the newest generation; if the index is in use, its new one is loaded first."""
+        former = self.store
+        store = former.reopened()
+        index, saved_sequence = None, _UNKNOWN
+        try:
+            if self._index is not None:
+                index, saved_sequence = _load(store)
+        finally:  # whatever happens, that is the store which has the lock now
+            with self._following:
+                self._former.append(former)  # somebody may be reading it
+                self.store, self._index, self._saved_sequence = store, index, saved_sequence
+                self._opened_sequence = store.sequence
+        self.follow()
 
     def compact(self) -> None:
         """Give back the memory and disk space of what was deleted or replaced.
@@ -186,7 +207,7 @@ class LiveIndex:
 
     def _wake(self) -> None:
         """Have the thread look after the index, where there is something to do."""
-        if not (self.store.read_only or self._is_much_unsaved() or self._wants_compaction()):
+        if self.store.read_only or not (self._is_much_unsaved() or self._wants_compaction()):
             return
         with self._starting:
             if not self._keeper.is_alive() and not self._keeper.stopping.is_set():

@@ -67,10 +67,12 @@ class Plan(NamedTuple):
         steps = [] if self.fetched is None else [f"asked the graph for {self.fetched:,} users"]
         if self.strategy == "scan":
             steps.append(f"compared {self.scanned:,} of the {self.qualifying:,} who qualify")
-        graph = f"{self.graph_us:,.0f} µs" if math.isfinite(self.graph_us) else "no answer"
+        graph = "too few users for the graph"
+        if math.isfinite(self.graph_us):
+            graph = f"{self.graph_us:,.0f} µs by the graph"
         return (
             f"{', then '.join(steps)}; expected: {self.estimated_qualifying:,} of {self.users:,} "
-            f"users qualify, {graph} by the graph, {self.scan_us:,.0f} µs by a scan"
+            f"users qualify, {graph}, {self.scan_us:,.0f} µs by a scan"
         )
 
 

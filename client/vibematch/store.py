@@ -96,6 +96,7 @@ PRAGMA schema_version;
 _SCHEMA_QUERY: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name"
 
 _BUSY_S: Final = 5.0
+_CHECKPOINTS: Final = 50
 _WRITER_CACHE_KIB: Final = 32 * 1024
 _LONGEST_VALUE: Final = 64 * 2**20
 _PROFILES_PER_CHUNK: Final = 512
@@ -342,11 +343,18 @@ class ProfileStore:
             with self._write_guard, _readable_errors(self.path):
                 self._database.execute(f"PRAGMA incremental_vacuum({_PAGES_PER_STEP})").fetchall()
                 before, (free,) = free, self._database.execute("PRAGMA freelist_count").fetchone()
+        for _ in range(_CHECKPOINTS):  # what was removed is still in the log
+            if self._emptied_log():
+                break
+            time.sleep(_BUSY_S / _CHECKPOINTS)
+
+    def _emptied_log(self) -> bool:
+        """Empty the write-ahead log, unless somebody reads just now; returns whether it is."""
         with self._write_guard, _readable_errors(self.path):
-            # What was removed is still in the log. Somebody who reads just now is not waited for.
             self._database.execute("PRAGMA busy_timeout = 0")
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            busy, *_ = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._database.execute(f"PRAGMA busy_timeout = {1000 * _BUSY_S:.0f}")
+            return not busy
 
     @contextmanager
     def _writing(self) -> Iterator[_Transaction]:
@@ -379,7 +387,10 @@ class ProfileStore:
         return self._meta().photos
 
     def __contains__(self, user_id: object) -> bool:
-        return isinstance(user_id, str) and self._user(user_id) is not None
+        # What is not printable can be no id, and SQLite cannot even be asked for broken text.
+        return (
+            isinstance(user_id, str) and user_id.isprintable() and self._user(user_id) is not None
+        )
 
     def ids(self) -> npt.NDArray[np.int64]:
         """Ids of all users, ascending, int64, ``[number of users]``."""

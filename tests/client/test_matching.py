@@ -376,3 +376,69 @@ def test_going_over_to_another_model_while_searching_and_writing(
     assert not engine.reindex(new).switched
     engine.add("after", vectors=[AXES[0]])
     assert "after" in names(engine.search(vector=AXES[0]))
+
+
+def test_a_reader_that_was_never_searched_goes_over_too(
+    engine: MatchingEngine, encoder: Any, other_manifest: Manifest, tmp_path: Path
+) -> None:
+    path = tmp_path / "a_0.jpg"
+    path.write_bytes(b"a")
+    engine.add("a", photos=[path])
+    with MatchingEngine.open(tmp_path / "index", read_only=True) as reader:
+        assert len(reader) == 1
+        engine.reindex(OtherModel(encoder, other_manifest))
+        wait_until(lambda: reader.manifest.fingerprint == other_manifest.fingerprint)
+        assert names(reader.search(vector=-encoder.vector(b"a"))) == ["a"]
+
+
+def test_going_over_that_is_cut_short_at_its_end_is_complete(
+    engine: MatchingEngine,
+    encoder: Any,
+    other_manifest: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "a_0.jpg"
+    path.write_bytes(b"a")
+    engine.add("a", photos=[path])
+    engine.search("a")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vibematch.engine.save_first_snapshot", lambda store: None)
+        patch.setattr(vibematch.live, "_load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.reindex(OtherModel(encoder, other_manifest))
+    engine.add("c", vectors=[AXES[0]])
+    assert engine.manifest.fingerprint == other_manifest.fingerprint
+    assert names(engine.search(vector=AXES[0], top_k=1)) == ["c"]
+
+
+def test_an_interrupted_change_of_the_index_is_made_good(
+    people: MatchingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people.search("anna")
+    graph = people._live.index._graph
+
+    class Interrupted:
+        def add_items(self, *arguments: object, **more: object) -> None:
+            graph.add_items(*arguments, **more)
+            raise KeyboardInterrupt
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(graph, name)
+
+    monkeypatch.setattr(people._live.index, "_graph", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        people.add("zoe", vectors=[10 * AXES[0]])
+    assert names(people.search("anna", top_k=1)) == ["zoe"]  # it was stored
+
+
+@pytest.mark.parametrize("user_id", [5, "", "\ud800", None])
+def test_what_can_be_no_user_id(people: MatchingEngine, user_id: Any) -> None:
+    assert user_id not in people
+    for look_up in (people.attributes, people.preferences, people.photos, people.photo_paths):
+        with pytest.raises(InputError, match="user id must be printable text"):
+            look_up(user_id)
