@@ -22,9 +22,11 @@ or set (which may hold ``None``), or a ``(low, high)`` range of numbers, ends in
 Where: TypeAlias = Mapping[str, Condition]
 
 
-# "007", "1_000", "1e5" and "nan" are names, not numbers.
-_INTEGER: Final = re.compile("-?(0|[1-9][0-9]{0,17})")
-_DECIMAL: Final = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,300}")
+# "007", "1_000" and "nan" are names, not numbers.
+_INTEGER: Final = re.compile("-?(0|[1-9][0-9]{0,18})")
+_DECIMAL: Final = re.compile(
+    r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,300}(e[+-][0-9]{1,2})?|e[+-][0-9]{1,2})"
+)
 
 
 def value_from_text(text: str) -> Value:
@@ -34,7 +36,7 @@ def value_from_text(text: str) -> Value:
     """
     if text in {"true", "false"}:
         return text == "true"
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63:
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
 

@@ -414,6 +414,15 @@ def _add(args: argparse.Namespace) -> None:
         from vibematch.typed import read_table
 
         labels, preferences = read_table(args.attributes)
+        named = {photo.user_id for photo in photos}
+        strangers = sorted(labels.keys() - named)
+        preferences = {user_id: preferences[user_id] for user_id in preferences.keys() & named}
+        if strangers:
+            some = ", ".join(strangers[:3]) + ", …" * (len(strangers) > 3)
+            _say(
+                f"warning: {_counted(len(strangers), 'row')} of {args.attributes} for users of "
+                f"whom no photo was given: {some}"
+            )
         photos = [
             dataclasses.replace(photo, labels={**photo.labels, **labels.get(photo.user_id, {})})
             for photo in photos
@@ -681,7 +690,8 @@ def _reindex(args: argparse.Namespace) -> None:
             restart=args.restart,
             on_progress=on_progress,
         )
-    forgotten = forget_old(args.index) if args.forget_old else 0
+    # What was left out may be on a disk that is away just now: the next call may delete it.
+    forgotten = forget_old(args.index) if args.forget_old and not result.left_out_photos else 0
     if args.json:
         facts = {"fingerprint": model.fingerprint, **dataclasses.asdict(result)}
         _print_json({**facts, "generations_deleted": forgotten})
@@ -695,7 +705,8 @@ def _reindex(args: argparse.Namespace) -> None:
     if result.left_out_photos:
         _say(
             f"warning: left out {_counted(result.left_out_photos, 'photo')} not found, and with "
-            f"them {_counted(result.left_out_users, 'user')}"
+            f"them {_counted(result.left_out_users, 'user')}; the old vectors are kept: run again "
+            "with --forget-old to delete them"
         )
     if forgotten:
         print(f"deleted {_counted(forgotten, 'earlier generation')}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args, overload
+from typing import Final, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -56,10 +56,12 @@ Aggregate: TypeAlias = Literal["mean", "best_pair"]
 
 _COMMIT_PHOTOS: Final = 256
 _COMMIT_PROFILES: Final = 10_000
+_COMMIT_LIVE: Final = 250
 _COMMIT_S: Final = 2.0
 _SUGGESTIONS_FROM: Final = 500
 _PAIRED_AT_LEAST: Final = 100
 _PAIRED_PER_MATCH: Final = 10
+_MOST: Final = 2**31
 _SAME: Final = 1e-6
 """Less apart, two scores differ by rounding only."""
 
@@ -374,7 +376,9 @@ class MatchingEngine:
         """Load users whose photos were encoded elsewhere by the same model.
 
         Args:
-            profiles: taken one by one, and committed some thousands at a time.
+            profiles: taken one by one, and committed some thousands at a time; some hundreds once
+                there were searches, as those users then also enter the search index, which takes
+                most of the time.
             on_progress: called with the number of users committed so far.
 
         Returns:
@@ -387,9 +391,9 @@ class MatchingEngine:
         model = self._store.manifest
         written = done = 0
         remaining = iter(profiles)
-        while some := list(itertools.islice(remaining, _COMMIT_PROFILES)):
-            for profile in some:
-                _check_user_id(profile.user_id)
+        # An index that answers follows with each commit, and other writers wait for that.
+        together = _COMMIT_LIVE if self._live.is_loaded else _COMMIT_PROFILES
+        while some := list(itertools.islice(remaining, min(together, _COMMIT_PROFILES))):
             with self._live.writing(model) as store:
                 written += store.write(some)
             done += len(some)
@@ -421,6 +425,7 @@ class MatchingEngine:
             StoreError: the index cannot be written.
         """
         _check_user_id(user_id)
+        _check_photo_id(photo_id)
         if user_id not in self:
             raise self._unknown(user_id)
         with self._live.writing() as store:
@@ -592,13 +597,12 @@ class MatchingEngine:
             raise InputError("search by one of: a user id, photo=..., or vector=...")
         if aggregate not in get_args(Aggregate):
             raise InputError(f"aggregate must be 'mean' or 'best_pair', got {aggregate!r}")
-        if isinstance(exclude, str):
-            raise InputError(f"exclude must be a list of user ids, got the text {exclude!r}")
+        _check_exclude(exclude)
         _check_limits(top_k, min_score)
         if user_id is not None:
             _check_user_id(user_id)
             exclude = {*exclude, user_id}
-        least = -math.inf if min_score is None else min_score
+        top_k, least = int(top_k), -math.inf if min_score is None else float(min_score)
         query = _Query(user_id, photo, vector)
         while True:
             store = self._store
@@ -660,8 +664,10 @@ class MatchingEngine:
             InputError: an argument makes no sense, or the index holds fewer than two users.
         """
         _check_limits(top_k, None)
-        if queries < 1:
-            raise InputError(f"queries must be at least 1, got {queries}")
+        if not _is_whole(queries) or queries < 1:
+            raise InputError(f"queries must be a whole number of at least 1, got {queries!r}")
+        if not _is_whole(seed) or seed < 0:
+            raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
         index = self._live.index
         users = index.users()
         if len(users) < 2:
@@ -992,21 +998,34 @@ def _named_sources(
 ) -> list[_Source]:
     if isinstance(photos, Mapping):
         for photo_id in photos:
-            if not isinstance(photo_id, str) or not photo_id or not photo_id.isprintable():
-                raise InputError(f"a photo id must be printable text, got {photo_id!r}")
+            _check_photo_id(photo_id)
         return [
             _Source(user_id, f"photo {photo_id}", photo, photo_id)
             for photo_id, photo in photos.items()
         ]
     refuse_single(photos)
+    if not isinstance(photos, Iterable):
+        raise InputError(f"photos must be a list of photos, got {photos!r}")
     return [_Source(user_id, photo_name(index, photo), photo) for index, photo in enumerate(photos)]
 
 
 def _check_limits(top_k: object, min_score: object) -> None:
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+    if not _is_whole(top_k) or not 1 <= top_k <= _MOST:
         raise InputError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-    if min_score is not None and not (isinstance(min_score, int | float) and -1 <= min_score <= 1):
+    if min_score is not None and not (
+        isinstance(min_score, int | float | np.number) and -1 <= min_score <= 1
+    ):
         raise InputError(f"min_score must be a number between -1 and 1, got {min_score!r}")
+
+
+def _is_whole(number: object) -> TypeGuard[int]:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
+
+
+def _check_exclude(exclude: object) -> None:
+    names = isinstance(exclude, Collection) and not isinstance(exclude, str | bytes)
+    if not names or not all(isinstance(user_id, str) for user_id in exclude):  # type: ignore[attr-defined]
+        raise InputError(f"exclude must be a list of user ids, got {exclude!r}")
 
 
 def _unit_mean(vectors: Vector) -> Vector:
@@ -1020,6 +1039,11 @@ def _timed_ms(search: Callable[[Question], _Answer], question: Question) -> tupl
     start = time.perf_counter()
     answer = search(question)
     return answer, 1000 * (time.perf_counter() - start)
+
+
+def _check_photo_id(photo_id: object) -> None:
+    if not isinstance(photo_id, str) or not photo_id or not photo_id.isprintable():
+        raise InputError(f"a photo id must be printable text, got {photo_id!r}")
 
 
 def _check_user_id(user_id: object) -> None:
@@ -1051,7 +1075,7 @@ def _agreed(values: set[str | None]) -> Value | None:
 def _as_numbers(vectors: object, dim: int) -> npt.NDArray[np.float64]:
     try:
         return np.asarray(vectors, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"a vector must be {dim} numbers ({error})") from error
 
 

@@ -28,7 +28,7 @@ def newest_generation(path: Path) -> int | None:
 def generations(path: Path) -> list[int]:
     """The numbered folders of an index."""
     try:
-        names = [entry.name for entry in path.iterdir()]
+        names = [entry.name for entry in path.iterdir() if entry.is_dir()]
     except OSError:
         return []
     return [int(name) for name in names if re.fullmatch("[1-9][0-9]{0,17}", name)]
@@ -102,9 +102,10 @@ def _lock(folder: Path, path: Path, what: str, remedy: str) -> IO[str]:
         file.seek(0)
         holder = file.read(20).strip() or "unknown"
         file.close()
-        raise StoreLockedError(
-            f"another process (pid {holder}) {what} the index at {path}; {remedy}"
-        ) from error
+        who = f"another process (pid {holder})"
+        if holder == str(os.getpid()):
+            who = f"this process (pid {holder})"
+        raise StoreLockedError(f"{who} {what} the index at {path}; {remedy}") from error
     try:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

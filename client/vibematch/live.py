@@ -43,6 +43,7 @@ class LiveIndex:
 
     def __init__(self, store: ProfileStore) -> None:
         self.store = store
+        self._read_only = store.read_only  # a writer's former store is so, too, when it goes over
         self._index: HnswIndex | None = None
         self._former: list[ProfileStore] = []
         self._loading = threading.Lock()
@@ -79,6 +80,11 @@ class LiveIndex:
                         self._index, self._saved_sequence = loaded, saved_sequence
                         self.follow()  # what was written meanwhile
             return index
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is an index in memory that has to follow."""
+        return self._index is not None
 
     @contextmanager
     def writing(self, model: Manifest | None = None) -> Iterator[ProfileStore]:
@@ -123,6 +129,9 @@ class LiveIndex:
 
     def refresh(self) -> None:
         """Follow what another process has written, a switch to another generation included."""
+        if not self._read_only:
+            self.follow()
+            return
         with self._following:
             self._behind = self.store.changed() or self._behind
             if self._behind:
@@ -142,6 +151,7 @@ class LiveIndex:
                 index, saved_sequence = _load(store)
         finally:  # whatever happens, that is the store which has the lock now
             with self._following:
+                former.retire()
                 self._former.append(former)  # somebody may be reading it
                 self.store, self._index, self._saved_sequence = store, index, saved_sequence
                 self._opened_sequence = store.sequence
@@ -180,7 +190,7 @@ class LiveIndex:
         """
         with self._maintaining:
             store, index = self.store, self.index
-            if store.read_only:
+            if self._read_only:
                 raise StoreError(f"the index at {store.path} was opened read-only")
             _save(index, store)
             self._saved_sequence, self._unsaved = index.sequence, 0
@@ -207,7 +217,7 @@ class LiveIndex:
 
     def _wake(self) -> None:
         """Have the thread look after the index, where there is something to do."""
-        if self.store.read_only or not (self._is_much_unsaved() or self._wants_compaction()):
+        if self._read_only or not (self._is_much_unsaved() or self._wants_compaction()):
             return
         with self._starting:
             if not self._keeper.is_alive() and not self._keeper.stopping.is_set():
@@ -216,7 +226,7 @@ class LiveIndex:
 
     def _keep(self) -> None:
         """One round of what the thread does."""
-        if self.store.read_only:
+        if self._read_only:
             self.refresh()
             return
         if self._wants_compaction():

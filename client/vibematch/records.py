@@ -227,6 +227,8 @@ def check_profile(profile: Profile, dim: int) -> None:
     Raises:
         InputError: naming the user and what is wrong.
     """
+    if not isinstance(profile, Profile):
+        raise InputError(f"what is written has to be a Profile, got {type(profile).__name__}")
     user_id = profile.user_id
     if not isinstance(user_id, str) or not user_id or not user_id.isprintable():
         raise InputError(f"a user id must be printable text, got {user_id!r}")
@@ -234,6 +236,8 @@ def check_profile(profile: Profile, dim: int) -> None:
         check_attributes(profile.attributes)
     if profile.preferences is not None:
         check_where(profile.preferences)
+    if not isinstance(profile.photos, Sequence):
+        raise InputError(f"the photos of user {user_id!r} must be a list of StoredPhoto")
     for photo in profile.photos:
         try:
             _check_photo(photo, dim)
@@ -242,6 +246,12 @@ def check_profile(profile: Profile, dim: int) -> None:
 
 
 def _check_photo(photo: StoredPhoto, dim: int) -> None:
+    for name in ("content_sha256", "photo_id", "path"):
+        text = getattr(photo, name, None)
+        if not isinstance(text, str) and not (text is None and name == "path"):
+            raise InputError(f"its {name} must be text, got {text!r}")
+    if not isinstance(photo.vector, np.ndarray):
+        raise InputError(f"its vector must be an array, got {type(photo.vector).__name__}")
     if re.fullmatch("[0-9a-f]{64}", photo.content_sha256) is None:
         raise InputError(
             f"its content_sha256 must be 64 hex digits in lower case, got {photo.content_sha256!r}"

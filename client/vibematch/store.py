@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -97,6 +97,7 @@ _SCHEMA_QUERY: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDE
 
 _BUSY_S: Final = 5.0
 _CHECKPOINTS: Final = 50
+_IDLE_CONNECTIONS: Final = 8
 _WRITER_CACHE_KIB: Final = 32 * 1024
 _LONGEST_VALUE: Final = 64 * 2**20
 _PROFILES_PER_CHUNK: Final = 512
@@ -127,8 +128,10 @@ class ProfileStore:
         self._write_guard = threading.RLock()
         self._pool_guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
+        self._keeps_idle = _IDLE_CONNECTIONS
         self._thread = threading.local()
         self._indexes_checked = False
+        self._opened_on_disk = self._on_disk()
         with _readable_errors(path):
             self._uri = _uri(folder / FILENAME, read_only=self.read_only)
             self._read_uri = self._uri.replace("?mode=rw", "?mode=ro")
@@ -261,14 +264,19 @@ class ProfileStore:
             self.read_only, self._lock_file = True, None
             return newest
 
+    def retire(self) -> None:
+        """Keep no connections for reads to come; those that somebody has are closed afterwards."""
+        with self._pool_guard:
+            self._keeps_idle = 0
+            for database in self._idle:
+                database.close()
+            self._idle.clear()
+
     def close(self) -> None:
         """Close the file and let others write; harmless when done twice."""
         with self._write_guard:
-            with self._pool_guard:
-                self.closed = True
-                for database in self._idle:
-                    database.close()
-                self._idle.clear()
+            self.closed = True
+            self.retire()
             self._database.close()  # last: a writer's takes the write-ahead log along
             if self._lock_file is not None:
                 self._lock_file.close()
@@ -534,12 +542,20 @@ class ProfileStore:
     @property
     def superseded(self) -> bool:
         """Whether what is open here is no longer what the index holds."""
-        log = self.folder / f"{FILENAME}-wal"
         newest = newest_generation(self.path)
-        # A file opened as one that nobody writes, but now there is a log beside it.
         return (newest is not None and self.path / str(newest) != self.folder) or (
-            self._uri.endswith("immutable=1") and log.exists()
+            # Opened as a file that nobody writes, but somebody did.
+            self._uri.endswith("immutable=1") and self._on_disk() != self._opened_on_disk
         )
+
+    def _on_disk(self) -> list[tuple[int, int, int]]:
+        """What changes about the files when they are written."""
+        stats = []
+        for name in (FILENAME, f"{FILENAME}-wal"):
+            with suppress(OSError):
+                stat = (self.folder / name).stat()
+                stats.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        return stats
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -582,7 +598,7 @@ class ProfileStore:
                 yield database
             finally:
                 with self._pool_guard:
-                    if self.closed:
+                    if self.closed or len(self._idle) >= self._keeps_idle:
                         database.close()
                     else:
                         self._idle.append(database)

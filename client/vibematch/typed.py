@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 from vibematch.attributes import Condition, Value, Where, check_where, value_from_text
 from vibematch.errors import InputError
+from vibematch.photos import nfc
 
 PREFERS: Final = "prefers:"
 """Columns of a table that begin so hold conditions on the others."""
@@ -88,14 +89,27 @@ def read_table(csv_path: Path) -> Table:
     """
     try:
         with csv_path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restval=""))
+            reader = csv.DictReader(file, restval="", strict=True)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{csv_path} cannot be read as a CSV ({error})") from error
     if not rows or "user_id" not in rows[0]:
         raise InputError(f"{csv_path} needs a user_id column and at least one row")
     if any(None in row for row in rows):
         raise InputError(f"{csv_path} has a row with more cells than columns")
-    filled = {row.pop("user_id"): {k: v for k, v in row.items() if v} for row in rows}
+    columns = reader.fieldnames or ()
+    if len(set(columns)) < len(columns):
+        raise InputError(f"{csv_path} has two columns of one name")
+    filled: dict[str, dict[str, str]] = {}
+    for row in rows:
+        user_id = nfc(row.pop("user_id"))
+        if not user_id or user_id in filled:
+            raise InputError(
+                f"{csv_path} has two rows for user {user_id!r}"
+                if user_id
+                else f"{csv_path} has a row without user_id"
+            )
+        filled[user_id] = {name: nfc(cell) for name, cell in row.items() if cell}
     table = Table({}, {})
     has_preferences = any(name.startswith(PREFERS) for name in rows[0])
     for user_id, cells in filled.items():

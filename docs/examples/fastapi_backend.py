@@ -83,7 +83,7 @@ def matches(
         limit,
         mutual=True,
         where={"age": (age_from, age_to)},
-        exclude=SEEN[user_id],
+        exclude=SEEN.get(user_id, ()),
         min_score=min_score,
     )
     SEEN[user_id].update(match.user_id for match in found)

@@ -442,3 +442,59 @@ def test_what_can_be_no_user_id(people: MatchingEngine, user_id: Any) -> None:
     for look_up in (people.attributes, people.preferences, people.photos, people.photo_paths):
         with pytest.raises(InputError, match="user id must be printable text"):
             look_up(user_id)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine: engine.add_many(["anna"]),
+        lambda engine: engine.add_many([Profile("u", None)]),
+        lambda engine: engine.add_many([Profile("u", [StoredPhoto(5, AXES[0])])]),
+        lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, [1.0] * 8)])]),
+        lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, AXES[0], Path("x"))])]),
+        lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, AXES[0], None, 7)])]),
+        lambda engine: engine.add("u", photos=None),
+        lambda engine: engine.remove_photo("anna", ["x"]),
+        lambda engine: engine.search("anna", exclude=None),
+        lambda engine: engine.search("anna", exclude=[["ben"]]),
+        lambda engine: engine.search("anna", 10**400),
+        lambda engine: engine.search(vector=[10**400] * 8),
+        lambda engine: engine.recall(seed=-1),
+        lambda engine: engine.recall(queries=1.5),
+    ],
+)
+def test_nonsense_is_called_so(people: MatchingEngine, call: Callable[[Any], object]) -> None:
+    with pytest.raises(InputError):
+        call(people)
+    assert len(people) == 8
+
+
+def test_numbers_of_numpy_are_numbers(people: MatchingEngine) -> None:
+    found = people.search("anna", np.int64(2), min_score=np.float32(0.1))
+    assert names(found) == ["ben", "cora"]
+
+
+def test_connections_do_not_pile_up(people: MatchingEngine) -> None:
+    together = threading.Barrier(30)
+
+    def read() -> None:
+        with people._store.reading():
+            together.wait()
+
+    threads = [threading.Thread(target=read) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(people._store._idle) <= 8
+
+
+def test_a_file_with_a_number_for_a_name_is_no_generation(
+    people: MatchingEngine, tmp_path: Path
+) -> None:
+    people.close()
+    (tmp_path / "index" / "2026").write_text("notes")
+    with MatchingEngine.open(tmp_path / "index") as engine:
+        assert len(engine) == 8
+        with pytest.raises(StoreError, match="this process"):
+            MatchingEngine.open(tmp_path / "index")

@@ -710,7 +710,7 @@ def test_another_model_is_refused_by_name(
 
 
 def test_second_writer_is_refused(store: ProfileStore, folder: Path) -> None:
-    with pytest.raises(StoreLockedError, match=rf"another process \(pid {os.getpid()}\)"):
+    with pytest.raises(StoreLockedError, match=rf"this process \(pid {os.getpid()}\)"):
         ProfileStore.open(folder)
     store.close()
     ProfileStore.open(folder).close()
@@ -718,7 +718,7 @@ def test_second_writer_is_refused(store: ProfileStore, folder: Path) -> None:
 
 def test_a_creator_that_comes_second_is_refused(folder: Path, manifest: Manifest) -> None:
     folder.mkdir(parents=True)
-    with lock_index(folder), pytest.raises(StoreLockedError, match="another process"):
+    with lock_index(folder), pytest.raises(StoreLockedError, match="process"):
         ProfileStore.create(folder, manifest)
     ProfileStore.create(folder, manifest).close()
 

@@ -183,7 +183,8 @@ def test_after_a_restart_the_published_model_answers_and_can_be_taken_back(
         (vector,) = encoder.encode(photos[:1])
         np.testing.assert_allclose(vector, _vector(retrained, photos[0]), atol=1e-5)
         roll_back(copy, server.control)
-        assert encoder.manifest == Manifest.load(exported)
+        assert encoder.info().manifest == Manifest.load(exported)
+        assert encoder.manifest == Manifest.load(exported)  # asked anew by info
 
 
 def _damaged(retrained: Path, folder: Path, damage: str) -> Path:
@@ -314,7 +315,7 @@ def test_all_vectors_of_one_call_come_from_one_model(
     photos: list[bytes],
     tmp_path: Path,
 ) -> None:
-    with Encoder(running.grpc_url, max_in_flight=1) as encoder:
+    with Encoder(running.grpc_url, max_in_flight=1, cache_size=0) as encoder:
         stop = threading.Event()
         done: list[np.ndarray] = []
 
