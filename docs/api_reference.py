@@ -37,6 +37,7 @@ SECTIONS: Final = {
     "Going over to another model": (
         "reindex.reindex",
         "reindex.Reindexed",
+        "reindex.NewModel",
         "reindex.Source",
         "reindex.photos_in",
         "reindex.forget_old",

@@ -22,6 +22,7 @@ or set (which may hold ``None``), or a ``(low, high)`` range of numbers, ends in
 Where: TypeAlias = Mapping[str, Condition]
 
 
+_LONGEST_TEXT: Final = 100_000
 # "007", "1_000" and "nan" are names, not numbers.
 _INTEGER: Final = re.compile("-?(0|[1-9][0-9]{0,18})")
 _DECIMAL: Final = re.compile(
@@ -92,6 +93,8 @@ def _check_value(name: str, value: object) -> None:
         )
     if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
         raise InputError(f"attribute {name!r} holds broken text: {value!r}")
+    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
+        raise InputError(f"attribute {name!r} must have at most {_LONGEST_TEXT:,} characters")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(f"attribute {name!r} is too large an integer")
     if isinstance(value, float) and not math.isfinite(value):

@@ -45,6 +45,7 @@ from vibematch.vector_cache import VectorCache, cache_key
 
 MANIFEST_PARAMETER: Final = "manifest"
 NORM_TOLERANCE: Final = 1e-3
+_LAST_PORT: Final = 65_535
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,12 @@ class _BaseEncoder:
         cache_path: str | os.PathLike[str] | None = None,
     ) -> None:
         self._protocol = _protocol(url)
-        if not 0 < timeout_s < threading.TIMEOUT_MAX:
-            raise InputError(f"timeout_s must be positive, got {timeout_s}")
-        if max_in_flight < 1:
-            raise InputError(f"max_in_flight must be at least 1, got {max_in_flight}")
-        if cache_size < 0:
-            raise InputError(f"cache_size must be at least 0, got {cache_size}")
+        if not (isinstance(timeout_s, int | float) and 0 < timeout_s < threading.TIMEOUT_MAX):
+            raise InputError(f"timeout_s must be positive, got {timeout_s!r}")
+        counts = (("max_in_flight", max_in_flight, 1), ("cache_size", cache_size, 0))
+        for name, number, least in counts:
+            if not isinstance(number, int) or number < least:
+                raise InputError(f"{name} must be at least {least}, a whole number, got {number!r}")
         if root_certificates is not None:
             if self._protocol == "http":
                 raise InputError(f"{url} does not encrypt: write https://, or no root_certificates")
@@ -589,15 +590,17 @@ def _listed(photos: Iterable[PhotoLike]) -> list[PhotoLike]:
 
 def _protocol(url: str) -> str:
     """What to speak at an address: ``grpc``, ``http`` or ``https``."""
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = str(url).partition("://")
     if not separator:
-        host, _, port = url.rpartition(":")
-        if host and port.isdecimal():
+        host, _, port = scheme.rpartition(":")
+        if host and port.isdecimal() and int(port) <= _LAST_PORT:
             return "grpc"
-    elif scheme in {"http", "https"} and re.fullmatch(
-        r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[\w./~-]*)?", rest, re.ASCII
-    ):
-        return scheme
+    elif scheme in {"http", "https"}:
+        parts = re.fullmatch(
+            r"([\w.-]+|\[[0-9a-fA-F:.]+\])(:(?P<port>\d{1,5}))?(/[\w./~-]*)?", rest, re.ASCII
+        )
+        if parts and int(parts["port"] or 0) <= _LAST_PORT:
+            return scheme
     raise InputError(
         "the server's address must be HOST:PORT (its gRPC port), http://HOST:PORT or "
         f"https://HOST:PORT, got {url!r}"
@@ -612,12 +615,14 @@ def _tensors(stated: Iterable[dict[str, Any]]) -> tuple[Tensor, ...]:
 
 def _require_certificates(path: Path) -> None:
     """Notice what gRPC would only call unavailable."""
+    import ssl  # here, as few need it
+
     try:
-        content = path.read_bytes()
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError as error:
+        raise InputError(f"{path} holds no certificate in PEM format") from error
     except OSError as error:
         raise InputError(f"the certificates {path} cannot be read ({error.strerror})") from error
-    if b"-----BEGIN CERTIFICATE-----" not in content:
-        raise InputError(f"{path} holds no certificate in PEM format")
 
 
 def _checked(vectors: npt.NDArray[Any] | None, dim: int) -> Vector:

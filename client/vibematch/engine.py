@@ -46,8 +46,8 @@ from vibematch.live import LiveIndex, save_first_snapshot
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo, read_photos
 from vibematch.planner import EXACT_UP_TO, Plan
-from vibematch.records import Profile, StoredPhoto
-from vibematch.reindex import Reindex, Reindexed, Source
+from vibematch.records import Profile, StoredPhoto, check_photo_id, check_user_id
+from vibematch.reindex import NewModel, Reindex, Reindexed, Source
 from vibematch.store import ProfileStore
 from vibematch.vectors import Vector, unit_means
 
@@ -268,7 +268,7 @@ class MatchingEngine:
             ServerError: the server does not answer; nothing was stored.
             StoreError: the index cannot be written; nothing was stored.
         """
-        _check_user_id(user_id)
+        check_user_id(user_id)
         check_attributes(attributes or {})
         check_where(preferences or {})
         sources = _named_sources(user_id, photos)
@@ -343,7 +343,7 @@ class MatchingEngine:
             if photo.generated:
                 continue
             try:
-                _check_user_id(photo.user_id)
+                check_user_id(photo.user_id)
             except InputError as error:  # one odd file name must not cost a whole folder
                 result.rejected.append(Rejected(str(photo.path), str(error)))
             else:
@@ -407,7 +407,7 @@ class MatchingEngine:
             UnknownUserError: there is no such user.
             StoreError: the index cannot be written.
         """
-        _check_user_id(user_id)
+        check_user_id(user_id)
         with self._live.writing() as store:
             if not store.remove(user_id):
                 raise self._unknown(user_id)
@@ -424,8 +424,8 @@ class MatchingEngine:
             InputError: the user has no such photo, or no other.
             StoreError: the index cannot be written.
         """
-        _check_user_id(user_id)
-        _check_photo_id(photo_id)
+        check_user_id(user_id)
+        check_photo_id(photo_id)
         if user_id not in self:
             raise self._unknown(user_id)
         with self._live.writing() as store:
@@ -434,7 +434,7 @@ class MatchingEngine:
 
     def reindex(
         self,
-        encoder: PhotoEncoder,
+        encoder: NewModel,
         *,
         source: Source | None = None,
         skip_missing: bool = False,
@@ -448,7 +448,8 @@ class MatchingEngine:
         until :func:`vibematch.reindex.forget_old`.
 
         Args:
-            encoder: of the new model; this engine's from then on.
+            encoder: of the new model, this engine's from then on; or the new model's manifest, if
+                ``source`` gives all vectors.
             source: where photos come from; by default the files they were added from.
             skip_missing: leave out photos that are gone, and users of whom none is left.
             restart: if going over to yet another model was begun, give that up.
@@ -478,7 +479,8 @@ class MatchingEngine:
                 job.catch_up()
                 save_first_snapshot(job.store)
                 job.catch_up()
-                self._encoders[job.store.manifest.fingerprint] = encoder
+                if not isinstance(encoder, Manifest):
+                    self._encoders[encoder.manifest.fingerprint] = encoder
                 with self._live.switching():
                     job.switch()
             return job.result
@@ -600,7 +602,7 @@ class MatchingEngine:
         _check_exclude(exclude)
         _check_limits(top_k, min_score)
         if user_id is not None:
-            _check_user_id(user_id)
+            check_user_id(user_id)
             exclude = {*exclude, user_id}
         top_k, least = int(top_k), -math.inf if min_score is None else float(min_score)
         query = _Query(user_id, photo, vector)
@@ -702,7 +704,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
-        _check_user_id(user_id)
+        check_user_id(user_id)
         attributes = self._store.attributes(user_id)
         if attributes is None:
             raise self._unknown(user_id)
@@ -714,7 +716,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
-        _check_user_id(user_id)
+        check_user_id(user_id)
         preferences = self._store.preferences(user_id)
         if preferences is None:
             raise self._unknown(user_id)
@@ -726,7 +728,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
-        _check_user_id(user_id)
+        check_user_id(user_id)
         photos = self._store.photos(user_id)
         if not photos:  # nobody is without
             raise self._unknown(user_id)
@@ -766,8 +768,9 @@ class MatchingEngine:
     def __enter__(self) -> MatchingEngine:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *more: object) -> None:
+        # Whoever is interrupted does not want to wait for an index that nobody has asked yet.
+        self._live.close(may_load=kind is None)
 
     def __repr__(self) -> str:
         mode = ", read-only" if self._store.read_only else ""
@@ -998,7 +1001,7 @@ def _named_sources(
 ) -> list[_Source]:
     if isinstance(photos, Mapping):
         for photo_id in photos:
-            _check_photo_id(photo_id)
+            check_photo_id(photo_id)
         return [
             _Source(user_id, f"photo {photo_id}", photo, photo_id)
             for photo_id, photo in photos.items()
@@ -1039,16 +1042,6 @@ def _timed_ms(search: Callable[[Question], _Answer], question: Question) -> tupl
     start = time.perf_counter()
     answer = search(question)
     return answer, 1000 * (time.perf_counter() - start)
-
-
-def _check_photo_id(photo_id: object) -> None:
-    if not isinstance(photo_id, str) or not photo_id or not photo_id.isprintable():
-        raise InputError(f"a photo id must be printable text, got {photo_id!r}")
-
-
-def _check_user_id(user_id: object) -> None:
-    if not isinstance(user_id, str) or not user_id or not user_id.isprintable():
-        raise InputError(f"a user id must be printable text, got {user_id!r}")
 
 
 def _attributes_of(photos: Iterable[Photo]) -> dict[str, dict[str, Value | None]]:

@@ -330,6 +330,7 @@ class _Preference:
 
     def __init__(self, capacity: int) -> None:
         self._code_of: dict[frozenset[Value | None], int] = {}
+        self._codes_with: dict[str | float | None, list[int]] = {}  # choice → sets it is in
         self._codes = np.full(capacity, _ANYTHING, np.int32)
         self._low = np.full(capacity, -math.inf)
         self._high = np.full(capacity, math.inf)
@@ -342,7 +343,9 @@ class _Preference:
     def take(self, rows: Rows, capacity: int) -> _Preference:
         taken = _Preference(capacity)
         taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
-        taken._code_of = {want: kept[code] for want, code in self._code_of.items() if code in kept}
+        for wish, code in self._code_of.items():
+            if code in kept:
+                taken._note(wish, kept[code])
         taken._low[: len(rows)] = self._low[rows]
         taken._high[: len(rows)] = self._high[rows]
         return taken
@@ -356,18 +359,28 @@ class _Preference:
             self._codes[row] = _NUMBER
             self._low[row], self._high[row] = map(_as_float, condition)
         else:
-            next_code = len(self._code_of) + _FIRST_CODE
-            self._codes[row] = self._code_of.setdefault(_choices(condition), next_code)
+            wish = _choices(condition)
+            if wish not in self._code_of:
+                self._note(wish, len(self._code_of) + _FIRST_CODE)
+            self._codes[row] = self._code_of[wish]
+
+    def _note(self, wish: frozenset[Value | None], code: int) -> None:
+        self._code_of[wish] = code
+        for choice in {_comparable(choice) for choice in wish}:
+            self._codes_with.setdefault(choice, []).append(code)
 
     def select(self, value: Value | None, rows: Rows | slice) -> Mask:
-        table = np.ones(len(self._code_of) + _FIRST_CODE, bool)
-        table[_NUMBER] = isinstance(value, int | float)
-        for choices, code in self._code_of.items():
-            table[code] = accepts(choices, value)
+        table = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
+        table[_ANYTHING], table[_NUMBER] = True, isinstance(value, int | float)
+        table[self._codes_with.get(_comparable(value), [])] = True
         mask: Mask = np.take(table, self._codes[rows])
         if isinstance(value, int | float):
             mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
         return mask
+
+
+def _comparable(value: Value | None) -> str | float | None:
+    return float(value) if isinstance(value, int | float) else value
 
 
 def _recoded(codes: Column) -> tuple[Column, dict[int, int]]:

@@ -461,9 +461,9 @@ class HnswIndex:
             qualifying = self._qualifying(question, excluded, narrowed)
             share, tried = len(qualifying) / max(users, 1), 0  # they were tried just now
         expected = round(share * users)
-        fetch = planner.fetch_for(
-            question.top_k + min(len(excluded), question.top_k), max(share, 0.5 / max(users, 1))
-        )
+        needed = question.top_k + len(excluded)  # who was seen already is near
+        fetch = planner.fetch_for(needed, max(share, 0.5 / max(users, 1)))
+        fetch = max(fetch, min(planner.ef_search(users), users // 4))  # costs no more
         graph_us = planner.graph_us(fetch, users, self._dim)
         scan_us = planner.scan_us(users, tried, expected, len(wanted), self._dim)
         plan = Plan("graph", users, expected, graph_us, scan_us, fetch)

@@ -195,12 +195,17 @@ class LiveIndex:
             _save(index, store)
             self._saved_sequence, self._unsaved = index.sequence, 0
 
-    def close(self) -> None:
-        """Save a snapshot if anything changed, and close the store; harmless when done twice."""
+    def close(self, *, may_load: bool = True) -> None:
+        """Save a snapshot if anything changed, and close the store; harmless when done twice.
+
+        Args:
+            may_load: also where the index would have to be loaded for that.
+        """
         self._keeper.stop()
         store = self.store
         try:
-            if not (store.closed or store.read_only) and self._is_unsaved():
+            may_save = self.is_loaded or may_load
+            if may_save and not (store.closed or store.read_only) and self._is_unsaved():
                 self.save()
         finally:
             for each in (*self._former, store):

@@ -84,6 +84,7 @@ INSERT INTO users VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE 
 PUT_PHOTO: Final = "INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, ?)"
 AMONG: Final = "IN (SELECT value FROM json_each(?))"
 _NORM_TOLERANCE: Final = 1e-2
+_LONGEST_NAME: Final = 1_000
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,31 @@ class Photo(NamedTuple):
         return StoredPhoto(content, vector, self.path, self.photo_id or content)
 
 
+def check_user_id(user_id: object) -> None:
+    """Refuse what can be no user id.
+
+    Raises:
+        InputError: naming it.
+    """
+    _check_name("user id", user_id)
+
+
+def check_photo_id(photo_id: object) -> None:
+    """Refuse what can be no photo id.
+
+    Raises:
+        InputError: naming it.
+    """
+    _check_name("photo id", photo_id)
+
+
+def _check_name(what: str, name: object) -> None:
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise InputError(f"a {what} must be printable text, got {name!r}")
+    if len(name) > _LONGEST_NAME:
+        raise InputError(f"a {what} must have at most {_LONGEST_NAME:,} characters")
+
+
 def check_profile(profile: Profile, dim: int) -> None:
     """Refuse what could not be stored and found again.
 
@@ -230,8 +256,7 @@ def check_profile(profile: Profile, dim: int) -> None:
     if not isinstance(profile, Profile):
         raise InputError(f"what is written has to be a Profile, got {type(profile).__name__}")
     user_id = profile.user_id
-    if not isinstance(user_id, str) or not user_id or not user_id.isprintable():
-        raise InputError(f"a user id must be printable text, got {user_id!r}")
+    check_user_id(user_id)
     if profile.attributes is not None:
         check_attributes(profile.attributes)
     if profile.preferences is not None:
@@ -250,14 +275,14 @@ def _check_photo(photo: StoredPhoto, dim: int) -> None:
         text = getattr(photo, name, None)
         if not isinstance(text, str) and not (text is None and name == "path"):
             raise InputError(f"its {name} must be text, got {text!r}")
-    if not isinstance(photo.vector, np.ndarray):
-        raise InputError(f"its vector must be an array, got {type(photo.vector).__name__}")
+    if not isinstance(photo.vector, np.ndarray) or photo.vector.dtype.kind != "f":
+        raise InputError("its vector must be an array of floats")
     if re.fullmatch("[0-9a-f]{64}", photo.content_sha256) is None:
         raise InputError(
             f"its content_sha256 must be 64 hex digits in lower case, got {photo.content_sha256!r}"
         )
-    if photo.photo_id and not photo.photo_id.isprintable():
-        raise InputError(f"its photo_id must be printable text, got {photo.photo_id!r}")
+    if photo.photo_id:
+        check_photo_id(photo.photo_id)
     if photo.path is not None and not is_unicode(photo.path):
         raise InputError(f"its path is broken text: {photo.path!r}")
     if photo.vector.shape != (dim,):

@@ -38,6 +38,8 @@ from vibematch.records import Profile, StoredPhoto, UserRow
 from vibematch.store import ProfileStore
 from vibematch.vectors import Vector
 
+NewModel: TypeAlias = PhotoEncoder | Manifest
+"""What makes the new vectors; or what they are of, where the source of photos gives vectors."""
 Source: TypeAlias = Callable[[str, StoredPhoto], bytes | Vector | None]
 """Where a user's photo comes from: the bytes of the file that was added, or the vector that the
 new model gave it elsewhere, or ``None`` if it is gone (or a :class:`PhotoError` that says why)."""
@@ -72,7 +74,7 @@ class Reindexed:
 
 def reindex(
     path: str | os.PathLike[str],
-    encoder: PhotoEncoder,
+    encoder: NewModel,
     *,
     source: Source | None = None,
     skip_missing: bool = False,
@@ -85,7 +87,7 @@ def reindex(
 
     Args:
         path: the index folder.
-        encoder: makes the vectors.
+        encoder: makes the vectors; or the new model's manifest, if ``source`` gives all of them.
         source: where photos come from; by default the files they were added from.
         skip_missing: leave out photos that are gone, and users of whom none is left.
         restart: if going over to yet another model was begun, give that up.
@@ -217,7 +219,7 @@ class Reindex:
 
     Args:
         path: the index folder.
-        encoder: makes the vectors.
+        encoder: makes the vectors; or the new model's manifest, if ``source`` gives all of them.
         source: where photos come from; by default the files they were added from.
         skip_missing: leave out photos that are gone, and users of whom none is left.
         restart: if going over to yet another model was begun, give that up.
@@ -239,14 +241,14 @@ class Reindex:
     def __init__(
         self,
         path: Path,
-        encoder: PhotoEncoder,
+        encoder: NewModel,
         *,
         source: Source | None = None,
         skip_missing: bool = False,
         restart: bool = False,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        manifest = encoder.manifest
+        manifest = encoder if isinstance(encoder, Manifest) else encoder.manifest
         max_bytes = manifest.preprocessing.max_bytes
         self._path = path
         self._encoder = encoder
@@ -427,13 +429,18 @@ class Reindex:
                 else:
                     found.append(content)
 
-        answers = self._encoder.encode_each(contents(), fingerprint=self._fingerprint)
-        for number, answer in enumerate(answers):
+        for number, answer in enumerate(self._encoded_each(contents())):
             if isinstance(answer, ServerError) and not isinstance(answer, BadVectorError):
                 raise answer  # says nothing about the photo: it can be tried again later
             found[sent[number]] = answer
             self._encoded += not isinstance(answer, VibematchError)
         return found
+
+    def _encoded_each(self, contents: Iterator[bytes]) -> Iterable[Vector | VibematchError]:
+        if not isinstance(self._encoder, Manifest):
+            return self._encoder.encode_each(contents, fingerprint=self._fingerprint)
+        nobody = "its source gave no vector, and there is no encoder"
+        return (PhotoError(nobody) for _ in contents)
 
     def _content(self, user_id: str, photo: StoredPhoto) -> bytes | Vector | PhotoError:
         try:

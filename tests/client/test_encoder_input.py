@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.photos import DISPLAY_P3, mosaic, photograph, saved, with_orientation
 
+from vibematch.encoder import Encoder
 from vibematch.errors import InputError, PhotoError
 from vibematch.photo_input import downscaled, read_photo, refuse_single
 from vibematch.preprocess import Preprocessing, preprocess
@@ -163,3 +164,27 @@ def test_downscaling_refuses_what_the_server_refuses(photo: bytes) -> None:
         downscaled(photo, canvas)
     assert str(by_client.value) == str(by_server.value)
     assert by_client.value.code == by_server.value.code
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"url": "http://localhost:99999"},
+        {"url": "localhost:99999"},
+        {"url": None},
+        {"timeout_s": "3"},
+        {"max_in_flight": 1.5},
+        {"cache_size": -1},
+    ],
+)
+def test_senseless_encoders_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Encoder(**arguments)
+
+
+def test_a_broken_certificate_is_called_so(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
+    for url in ("localhost:8001", "https://localhost"):
+        with pytest.raises(InputError, match="holds no certificate in PEM format"):
+            Encoder(url, root_certificates=broken)

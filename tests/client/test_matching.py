@@ -453,6 +453,7 @@ def test_what_can_be_no_user_id(people: MatchingEngine, user_id: Any) -> None:
         lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, [1.0] * 8)])]),
         lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, AXES[0], Path("x"))])]),
         lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, AXES[0], None, 7)])]),
+        lambda engine: engine.add_many([Profile("u", [StoredPhoto("0" * 64, AXES[0] * 1j)])]),
         lambda engine: engine.add("u", photos=None),
         lambda engine: engine.remove_photo("anna", ["x"]),
         lambda engine: engine.search("anna", exclude=None),
@@ -498,3 +499,31 @@ def test_a_file_with_a_number_for_a_name_is_no_generation(
         assert len(engine) == 8
         with pytest.raises(StoreError, match="this process"):
             MatchingEngine.open(tmp_path / "index")
+
+
+def test_vectors_of_another_model_can_be_brought_along(
+    people: MatchingEngine, other_manifest: Manifest
+) -> None:
+    done = people.reindex(other_manifest, source=lambda user_id, photo: -photo.vector)
+    assert (done.switched, done.users) == (True, 8)
+    assert people.search(vector=-10 * AXES[0], top_k=1) == [("anna", pytest.approx(1))]
+
+
+def test_where_there_is_no_encoder_all_vectors_have_to_be_given(
+    engine: MatchingEngine, other_manifest: Manifest, tmp_path: Path
+) -> None:
+    path = tmp_path / "a_0.jpg"
+    path.write_bytes(b"a")
+    engine.add("a", photos=[path])
+    with pytest.raises(InputError, match="gave no vector, and there is no encoder"):
+        engine.reindex(other_manifest)
+
+
+def test_endless_names_and_texts_are_refused(people: MatchingEngine) -> None:
+    for call in (
+        lambda: people.add("x" * 1_001, vectors=[AXES[0]]),
+        lambda: people.add("x", vectors=[AXES[0]], attributes={"bio": "x" * 100_001}),
+        lambda: people.add("x", photos={"p" * 1_001: b"one"}),
+    ):
+        with pytest.raises(InputError, match="at most"):
+            call()

@@ -283,7 +283,7 @@ def test_a_failing_write_changes_nothing(store: ProfileStore) -> None:
         (Profile("a", [StoredPhoto("0" * 64, AXES[0, :3])]), r"shape \[8\], got \[3\]"),
         (Profile("a", [StoredPhoto("0" * 64, 2 * AXES[0])]), "unit length, got 2"),
         (Profile("a", [StoredPhoto("0" * 64, np.nan * AXES[0])]), "unit length, got nan"),
-        (Profile("a", [photo(0, photo_id="\n")]), "photo_id must be printable text"),
+        (Profile("a", [photo(0, photo_id="\n")]), "photo id must be printable text"),
         (Profile("a", [photo(0, "\ud800")]), "path is broken text"),
         (Profile("a", [photo(0)], {"x": None}), "attribute 'x' must be text"),  # type: ignore[dict-item]
         (Profile("a", [photo(0)], {}, {"x": (3, 1)}), "upside down"),
