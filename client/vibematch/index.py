@@ -38,7 +38,7 @@ _SLICE: Final = 16
 """Users added while searches wait; each takes about half a millisecond."""
 _BUILD_SLICE: Final = 2048
 _ALL_CORES: Final = -1
-_PARTITIONED_FROM: Final = 5 * planner.SCANNED_AT_LEAST
+_PARTITIONED_FROM: Final = 30_000
 _MOST_TWINS: Final = 16
 """So many users with the very same vector are in the graph, half as many as each has links there.
 
@@ -151,7 +151,7 @@ class HnswIndex:
         self._revisions: Ids = np.zeros(_FIRST_CAPACITY, np.int64)
         self._alive: Mask = np.zeros(_FIRST_CAPACITY, bool)
         self._lists = np.zeros(_FIRST_CAPACITY, np.uint16)
-        self._keys = np.zeros(_FIRST_CAPACITY, np.uint64)  # of vectors; 0 where a row is free
+        self._keys = np.zeros(_FIRST_CAPACITY, np.uint32)  # of vectors; 0 where a row is free
         self._outside: dict[int, set[int]] = {}  # key → rows that are not in the graph
         self._partition: Partition | None = None
         self._sorted_rows = 0

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
 """An index of this many users is scanned: as fast as the graph there, and exact."""
-SCANNED_AT_LEAST: Final = 6_000
+SCANNED_AT_LEAST: Final = 1_000
 """So few who qualify are all compared."""
 SAMPLE: Final = 1_024
 """Users on whom a filter is tried, to estimate how many qualify."""

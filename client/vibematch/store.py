@@ -90,6 +90,7 @@ PRAGMA trusted_schema = OFF;
 PRAGMA cell_size_check = ON;
 PRAGMA secure_delete = ON;
 PRAGMA synchronous = FULL;
+PRAGMA cache_size = -512;
 PRAGMA journal_size_limit = 67108864;
 PRAGMA schema_version;
 """

@@ -48,7 +48,7 @@ def unit_means(vectors: Vector, starts: npt.NDArray[np.intp]) -> Vector:
     return means
 
 
-def vector_keys(vectors: Vector) -> npt.NDArray[np.uint64]:
+def vector_keys(vectors: Vector) -> npt.NDArray[np.uint32]:
     """Numbers that are equal for vectors that are equal up to rounding, and never 0.
 
     The same photo gets a vector of other last bits in another batch. These are multiplicative
@@ -58,14 +58,15 @@ def vector_keys(vectors: Vector) -> npt.NDArray[np.uint64]:
         vectors: float32, ``[n, dim]``.
 
     Returns:
-        uint64, ``[n]``.
+        uint32, ``[n]``.
     """
     rng = np.random.default_rng(_KEY_SEED)
     factors = rng.integers(0, 2**63, vectors.shape[1], dtype=np.uint64) * np.uint64(2) + 1
-    keys = np.empty(len(vectors), np.uint64)
+    keys = np.empty(len(vectors), np.uint32)
     for start in range(0, len(vectors), _GATHER_ROWS):
         rounded = np.rint(vectors[start : start + _GATHER_ROWS] * _KEY_STEPS).astype(np.int64)
-        keys[start : start + len(rounded)] = (rounded.view(np.uint64) * factors).sum(axis=1)
+        mixed = (rounded.view(np.uint64) * factors).sum(axis=1)
+        keys[start : start + len(rounded)] = mixed >> np.uint64(32)
     keys[keys == 0] = 1
     return keys
 
