@@ -445,7 +445,7 @@ vibematch.reindex.reindex(Path(sys.argv[1]), model)
 """
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_and_run_again(tmp_path: Path, manifest: Manifest, kills: int) -> None:
     """The process that reindexes is killed at random; the index answers before and after."""
     people = People(tmp_path, manifest)

@@ -377,11 +377,11 @@ def test_bad_vectors_are_refused(vector: Any) -> None:
         ({"url": "http://localhost:8000/?model=1"}, "must be HOST:PORT"),
         ({"url": "https://me:secret@localhost"}, "must be HOST:PORT"),
         ({"url": "http://a:1", "root_certificates": "a.pem"}, "does not encrypt: write https://"),
-        ({"cache_size": -1}, "cache_size must be at least 0, got -1"),
+        ({"cache_size": -1}, "cache_size must be at least 0, a whole number, got -1"),
         ({"timeout_s": float("nan")}, "timeout_s must be positive, got nan"),
         ({"url": "localhost:grpc"}, "must be HOST:PORT"),
         ({"timeout_s": 0}, "timeout_s must be positive, got 0"),
-        ({"max_in_flight": 0}, "max_in_flight must be at least 1, got 0"),
+        ({"max_in_flight": 0}, "max_in_flight must be at least 1, a whole number, got 0"),
     ],
 )
 def test_senseless_arguments(arguments: Any, message: str) -> None:
