@@ -134,6 +134,7 @@ def few_photos(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_photos")
+@pytest.mark.slow
 def test_only_what_is_damaged_is_made_again(run_copy: Path) -> None:
     (first,) = export_all(run_copy, ["fp32"])
     written = (first.model / "model.onnx").stat().st_mtime_ns
@@ -223,6 +224,7 @@ def test_an_export_killed_while_it_replaces_another_is_undone(
 
 
 @pytest.mark.usefixtures("few_photos")
+@pytest.mark.slow
 def test_a_model_is_calibrated_once(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph is enough to see what is kept; whether int8 is good is not asked here."""
     monkeypatch.setattr(calibration_module, "ACCEPTED", {"int8": 1.0})
