@@ -1026,8 +1026,11 @@ def _is_whole(number: object) -> TypeGuard[int]:
 
 
 def _check_exclude(exclude: object) -> None:
-    names = isinstance(exclude, Collection) and not isinstance(exclude, str | bytes)
-    if not names or not all(isinstance(user_id, str) for user_id in exclude):  # type: ignore[attr-defined]
+    if (
+        not isinstance(exclude, Collection)
+        or isinstance(exclude, str | bytes)
+        or not all(isinstance(user_id, str) for user_id in exclude)
+    ):
         raise InputError(f"exclude must be a list of user ids, got {exclude!r}")
 
 

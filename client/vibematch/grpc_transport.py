@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
-import grpc  # type: ignore[import-untyped]
+import grpc
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import (
     InferResult,
@@ -115,8 +115,9 @@ class GrpcTransport(Transport):
     def config(self, model: str, finish: Callable[[dict[str, Any]], T]) -> Future[T]:
         """See :meth:`Transport.config`."""
         request = service_pb2.ModelConfigRequest(name=model)
-        read = lambda response: finish(_fields(response.config))  # noqa: E731
-        return self._ask("ModelConfig", request, read, model)
+        return self._ask(
+            "ModelConfig", request, lambda response: finish(_fields(response.config)), model
+        )
 
     def metadata(self, model: str = "") -> Future[dict[str, Any]]:
         """See :meth:`Transport.metadata`."""

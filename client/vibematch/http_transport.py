@@ -172,9 +172,10 @@ class HttpTransport(Transport):
         answer: Future[T] = Future()
         exchange = _Exchange(self._timeout_s)
         answer.add_done_callback(lambda done: exchange.stop() if done.cancelled() else None)
-        work = lambda: finish(self._repeated(request, exchange, model))  # noqa: E731
         try:
-            self._pool.submit(settle, answer, work)
+            self._pool.submit(
+                settle, answer, lambda: finish(self._repeated(request, exchange, model))
+            )
         except RuntimeError:  # the pool is shut down
             answer.set_exception(self._closed())
         return answer

@@ -177,7 +177,7 @@ class Meta:
         fields = astuple(self)
         database.execute("DELETE FROM meta")
         places = f"?{', ?' * len(fields)}"
-        database.execute(f"INSERT INTO meta VALUES ({places})", sealed(fields))  # noqa: S608
+        database.execute(f"INSERT INTO meta VALUES ({places})", sealed(fields))  # noqa: S608 (marks)
 
 
 class User(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.client.reference import manifest_of
 
 from vibematch.errors import StoreError
 from vibematch.folder import FILENAME, LOCK_FILENAME
@@ -60,19 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, module_manifest: Manifest) -
 
 @pytest.fixture(scope="module")
 def module_manifest() -> Manifest:
-    from vibematch.preprocess import Preprocessing
-
-    return Manifest(
-        embedding_dim=8,
-        preprocessing=Preprocessing(height=64, width=96),
-        prompt="",
-        pooling="mean",
-        backbone="tiny",
-        backbone_sha256="0" * 64,
-        head="paper",
-        head_sha256="1" * 64,
-        precision="fp32",
-    )
+    return manifest_of(8)
 
 
 def answers(path: Path, *, read_only: bool) -> dict[str, Any]:
