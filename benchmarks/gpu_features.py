@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_2b import NAME as RANDOM_2B
-from random_2b import random_2b
+from models import RANDOM_2B, random_2b
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode

@@ -18,7 +18,7 @@ import onnx
 import pytest
 import tensorrt_rtx
 import torch
-from benchmarks.random_2b import random_2b
+from benchmarks.models import random_2b
 from onnx import TensorProto, helper
 
 from vibematch.errors import InputError

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from benchmarks.random_2b import random_2b
+from benchmarks.models import random_2b
 
 from vibematch.preprocess import Preprocessing
 from vibematch_export import kernels
