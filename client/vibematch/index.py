@@ -39,6 +39,13 @@ _SLICE: Final = 16
 _BUILD_SLICE: Final = 2048
 _ALL_CORES: Final = -1
 _PARTITIONED_FROM: Final = 30_000
+_SKELETON: Final = 1 / 20
+"""Of all users: those who enter a new graph first, in random order.
+
+A graph that gets one list after the other is a worse graph, but for users who find some of every
+list there already. And hnswlib keeps users in memory in the order in which they came: with the
+lists together a search reads what is side by side, a quarter quicker.
+"""
 _MOST_TWINS: Final = 16
 """So many users with the very same vector are in the graph, half as many as each has links there.
 
@@ -332,13 +339,14 @@ class HnswIndex:
         Returns:
             Whether it was not cancelled.
         """
-        # In random order: a graph that gets one list after the other is a worse graph.
-        inside = set(range(len(self._users))).difference(*self._outside.values())
-        shuffled = np.random.default_rng(_SEED).permutation(sorted(inside))
-        for start in range(0, len(shuffled), _BUILD_SLICE):
+        inside = sorted(set(range(len(self._users))).difference(*self._outside.values()))
+        order = np.random.default_rng(_SEED).permutation(inside)
+        if self._partition is not None:  # rows are in the order of their lists
+            order[round(_SKELETON * len(order)) :].sort()
+        for start in range(0, len(order), _BUILD_SLICE):
             if cancelled():
                 return False
-            some = shuffled[start : start + _BUILD_SLICE]
+            some = order[start : start + _BUILD_SLICE]
             self._graph.add_items(self._vectors.take(some), some, num_threads=threads)
         return True
 

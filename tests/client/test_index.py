@@ -250,6 +250,29 @@ def test_too_many_to_compare_are_narrowed_down_to_the_nearest_lists() -> None:
     assert hits >= 297
 
 
+def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
+    vectors = unit_rows(4_000, dim=16, seed=3)
+    people = [row(n + 1, f"u{n:05d}") for n in range(len(vectors))]
+    index = HnswIndex.gather(16, [(people, vectors)], 1)
+    assert index.connect(threads=1)
+    (state,) = index._graph.__getstate__()
+    memory = state["data_level0"].reshape(len(vectors), -1)
+    start = state["label_offset"]
+    in_memory = memory[:, start : start + 8].copy().view(np.uint64)[:, 0].astype(int)
+    assert sorted(in_memory) == list(range(len(vectors)))
+    skeleton, rest = in_memory[:200], in_memory[200:]
+    assert (np.diff(rest) > 0).all(), "those behind are in the order of their lists"
+    assert (np.diff(skeleton) < 0).sum() > 50, "those in front are in no order"
+    model = {user.user_id: vector for user, vector in zip(people, vectors, strict=True)}
+    hits = 0
+    for query in vectors[::100]:
+        found, plan = index.search(Question(query, 10))
+        assert plan.strategy == "graph"
+        hits += len(set(names(found)) & set(names(brute_force(model, query, 10))))
+    assert hits >= 396
+
+
 def test_min_score_ends_the_search_early() -> None:
     index, model = filled(3_000, dim=16)
     query = model["user_00007"]
