@@ -144,19 +144,34 @@ class Case(NamedTuple):
         vector: query number → vector that is asked about.
         mask: query number → which rows qualify, worked out anew; ``None``: all do.
         arguments: query number → what ``MatchingEngine.search`` is given.
+        lots: query number → the first and the last lot that qualify, where that is the filter.
     """
 
     name: str
     vector: Callable[[int], Vector]
     mask: Callable[[int], Mask] | None
     arguments: Callable[[int], dict[str, Any]]
+    lots: Callable[[int], tuple[int, int]] | None = None
 
 
 NO_FILTER: Final = "no filter"
 
 
-def cases(people: People) -> list[Case]:
-    """All kinds of questions."""
+def simple_cases(people: People) -> list[Case]:
+    """No filter, and filters that have nothing to do with style."""
+    lots = [_some_lots(people, share) for share in (0.1, 0.03, 0.01)]
+    return [unfiltered(people.queries), *lots]
+
+
+def unfiltered(queries: Vector) -> Case:
+    """Everybody qualifies; ``queries`` are ``[queries, dim]``."""
+    return Case(
+        NO_FILTER, lambda query: queries[query], None, lambda query: {"vector": queries[query]}
+    )
+
+
+def other_cases(people: People) -> list[Case]:
+    """Filters of more, of fewer, and such as have to do with style."""
     styles = frozenset(range(int(people.style.max()) + 1))
 
     def other_styles(query: int) -> Mask:
@@ -177,8 +192,8 @@ def cases(people: People) -> list[Case]:
         return mask
 
     return [
-        _asked_by_vector(people, NO_FILTER, None, lambda _: None),
-        *(_some_lots(people, share) for share in (0.5, 0.1, 0.01, 0.001)),
+        _some_lots(people, 0.5),
+        _some_lots(people, 0.001),
         _asked_by_vector(
             people,
             "other styles only",
@@ -203,8 +218,8 @@ def cases(people: People) -> list[Case]:
 def _asked_by_vector(
     people: People,
     name: str,
-    mask: Callable[[int], Mask] | None,
-    where: Callable[[int], dict[str, Any] | None],
+    mask: Callable[[int], Mask],
+    where: Callable[[int], dict[str, Any]],
 ) -> Case:
     return Case(
         name,
@@ -218,19 +233,17 @@ def _some_lots(people: People, share: float) -> Case:
     """A range of lots, another one for each query."""
     width = round(share * LOTS)
 
-    def first(query: int) -> int:
-        return int(people.draws[query] * (LOTS - width + 1))
+    def lots(query: int) -> tuple[int, int]:
+        first = int(people.draws[query] * (LOTS - width + 1))
+        return first, first + width - 1
 
     def mask(query: int) -> Mask:
-        low = first(query)
-        return (people.lot >= low) & (people.lot < low + width)
+        first, last = lots(query)
+        return (people.lot >= first) & (people.lot <= last)
 
-    return _asked_by_vector(
-        people,
-        f"{share:.1%} of all".replace(".0%", "%"),
-        mask,
-        lambda query: {"lot": (first(query), first(query) + width - 1)},
-    )
+    name = f"{share:.1%} of all".replace(".0%", "%")
+    case = _asked_by_vector(people, name, mask, lambda query: {"lot": lots(query)})
+    return case._replace(lots=lots)
 
 
 def exact(people: People, case: Case, top_k: int) -> list[Rows]:

@@ -1,170 +1,213 @@
-"""What ``search.py`` compares with: hnswlib, FAISS, USearch, numpy, each behind the same calls."""
+"""What ``search.py`` compares with that keeps an index in memory, each behind the same calls."""
 
 # ruff: noqa: D102  (Peer says what the calls do)
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
-from search_data import Mask, Rows, Vector, best
+from search_data import Case, People, Rows, Vector, best
+
+Setting: TypeAlias = int | str
+"""How an index is asked: how many candidates it keeps in view, or by what means it looks."""
 
 M: Final = 16
 """Links per user and level of the graphs; twice as many on the lowest."""
 EF_CONSTRUCTION: Final = 200
 """Candidates in view when a user is added."""
 SEED: Final = 100
+EFS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+
+
+class Built(NamedTuple):
+    """Seconds of building on all cores.
+
+    Attributes:
+        ready_s: from vectors to an index that answers.
+        index_s: of these, the index alone, where it is made by itself.
+    """
+
+    ready_s: float
+    index_s: float | None = None
 
 
 class Peer(Protocol):
-    """A library's index; users are numbered by row."""
+    """An index; users are numbered by row, and all of it is asked from one thread."""
 
     name: ClassVar[str]
+    needs: ClassVar[Sequence[str]]
+    """Modules without which it cannot be had."""
+    durable: ClassVar[str]
+    """Whether a change is on the disk when the call that made it returns."""
+    most_users: ClassVar[float]
+    """It takes too long to build with more."""
 
     @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
-        """An index of unit vectors, ``[users, dim]``."""
+    def build(cls, path: Path, people: People, threads: int) -> Built:
+        """Put all users in, in the order of their rows, and leave the index at ``path``."""
 
     @classmethod
-    def load(cls, path: Path, shape: tuple[int, ...]) -> Self:
-        """What :meth:`save` wrote; ``shape`` is that of the vectors."""
+    def open(cls, path: Path, dim: int) -> Self:
+        """What :meth:`build` left; ``dim`` is the length of a vector."""
 
-    def save(self, path: Path) -> None:
-        """Write all of it to a file."""
+    def settings(self, case: Case) -> Sequence[Setting]:
+        """How it can be asked, the quickest first; none for what it cannot be asked."""
 
-    def ask(self, query: Vector, top_k: int) -> Rows:
-        """The nearest rows, best first."""
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        """The nearest of those who qualify, as the library gives them."""
+
+    def rows(self, answer: Any) -> Rows:
+        """The rows in what :meth:`ask` gave, best first; fewer than asked for are allowed."""
+
+    def pids(self) -> Sequence[int]:
+        """Other processes that it runs in."""
+
+    def close(self) -> None:
+        """End what it started."""
 
 
-class Graph(Peer, Protocol):
-    """One that can be told how long to look."""
+class Plain:
+    """What most peers have in common."""
 
-    def set_ef(self, ef: int) -> None:
-        """Candidates in view during a search."""
+    durable: ClassVar = "no"
+    most_users: ClassVar = math.inf
+
+    def rows(self, answer: Any) -> Rows:
+        rows: Rows = np.asarray(answer)
+        return rows
+
+    def pids(self) -> Sequence[int]:
+        return ()
+
+    def close(self) -> None:
+        pass
 
 
-class Hnswlib:
-    """https://github.com/nmslib/hnswlib."""
+def timed(work: Callable[[], Any]) -> Built:
+    """Do it, and say how long it took."""
+    began = time.perf_counter()
+    work()
+    return Built(time.perf_counter() - began)
+
+
+class Hnswlib(Plain):
+    """https://github.com/nmslib/hnswlib; its filter is a Python function, called for each user met."""
 
     name: ClassVar = "hnswlib"
+    needs: ClassVar = ("hnswlib",)
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
         graph.set_num_threads(1)
 
     @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
+    def build(cls, path: Path, people: People, threads: int) -> Built:
         import hnswlib
 
+        vectors = people.vectors
         graph = hnswlib.Index(space="ip", dim=vectors.shape[1])
         graph.init_index(len(vectors), M=M, ef_construction=EF_CONSTRUCTION, random_seed=SEED)
-        graph.add_items(vectors, np.arange(len(vectors)), num_threads=threads)
-        return cls(graph)
+        built = timed(lambda: graph.add_items(vectors, np.arange(len(vectors)), threads))
+        graph.save_index(str(path))
+        return built
 
     @classmethod
-    def load(cls, path: Path, shape: tuple[int, ...]) -> Self:
+    def open(cls, path: Path, dim: int) -> Self:
         import hnswlib
 
-        graph = hnswlib.Index(space="ip", dim=shape[1])
+        graph = hnswlib.Index(space="ip", dim=dim)
         graph.load_index(str(path))
         return cls(graph)
 
-    def save(self, path: Path) -> None:
-        self._graph.save_index(str(path))
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return EFS
 
-    def set_ef(self, ef: int) -> None:
-        self._graph.set_ef(ef)
-
-    def ask(self, query: Vector, top_k: int) -> Rows:
-        rows: Rows = self._graph.knn_query(query, k=top_k)[0][0]
-        return rows
-
-    def ask_filtered(self, query: Vector, top_k: int, mask: Mask) -> Rows:
-        """With a call to Python for each label met; none where it finds fewer than wanted."""
-        look_up = mask.view(np.uint8).data.__getitem__  # quicker than the array's own
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        self._graph.set_ef(setting)
+        if case.mask is None:
+            return self._graph.knn_query(case.vector(query), k=top_k)[0][0]
+        look_up = case.mask(query).view(np.uint8).data.__getitem__  # quicker than the array's own
         try:
-            rows: Rows = self._graph.knn_query(query, k=top_k, filter=look_up)[0][0]
-        except RuntimeError:
+            return self._graph.knn_query(case.vector(query), k=top_k, filter=look_up)[0][0]
+        except RuntimeError:  # it finds fewer than wanted, and gives none of them
             return np.empty(0, np.intp)
-        return rows
 
 
-class _Faiss:
+class FaissHnsw(Plain):
+    """``IndexHNSWFlat`` of https://github.com/facebookresearch/faiss; filtered by a bitmap."""
+
+    name: ClassVar = "FAISS HNSW"
+    needs: ClassVar = ("faiss",)
+
     def __init__(self, index: Any) -> None:
         self._index = index
 
     @classmethod
-    def load(cls, path: Path, shape: tuple[int, ...]) -> Self:
+    def build(cls, path: Path, people: People, threads: int) -> Built:
+        import faiss
+
+        index = faiss.IndexHNSWFlat(people.vectors.shape[1], M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+        faiss.omp_set_num_threads(threads)
+        built = timed(lambda: index.add(people.vectors))
+        faiss.omp_set_num_threads(1)
+        faiss.write_index(index, str(path))
+        return built
+
+    @classmethod
+    def open(cls, path: Path, dim: int) -> Self:
         import faiss
 
         return cls(faiss.read_index(str(path)))
 
-    def save(self, path: Path) -> None:
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return EFS
+
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
         import faiss
 
-        faiss.write_index(self._index, str(path))
+        only = {}
+        if case.mask is not None:
+            bits = np.packbits(case.mask(query), bitorder="little")
+            only["sel"] = faiss.IDSelectorBitmap(bits)
+        asked = faiss.SearchParametersHNSW(efSearch=setting, **only)
+        return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
 
-    def ask(self, query: Vector, top_k: int) -> Rows:
-        rows: Rows = self._index.search(query[np.newaxis], top_k)[1][0]
-        return rows
-
-
-class FaissHnsw(_Faiss):
-    """``IndexHNSWFlat`` of https://github.com/facebookresearch/faiss."""
-
-    name: ClassVar = "FAISS HNSW"
-
-    @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
-        import faiss
-
-        index = faiss.IndexHNSWFlat(vectors.shape[1], M, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = EF_CONSTRUCTION
-        return cls(_filled(index, vectors, threads))
-
-    def set_ef(self, ef: int) -> None:
-        self._index.hnsw.efSearch = ef
+    def rows(self, answer: Any) -> Rows:
+        return _found(answer)
 
 
-class FaissFlat(_Faiss):
-    """``IndexFlatIP``: exact, looks at everybody."""
-
-    name: ClassVar = "FAISS flat"
-
-    @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
-        import faiss
-
-        return cls(_filled(faiss.IndexFlatIP(vectors.shape[1]), vectors, threads))
+def _found(rows: Rows) -> Rows:
+    """FAISS fills up with -1 where it finds fewer."""
+    found: Rows = rows[rows >= 0]
+    return found
 
 
-def _filled(index: Any, vectors: Vector, threads: int) -> Any:
-    import faiss
-
-    faiss.omp_set_num_threads(threads)
-    index.add(vectors)
-    faiss.omp_set_num_threads(1)
-    return index
-
-
-class USearch:
-    """https://github.com/unum-cloud/usearch, float32 like the others."""
+class USearch(Plain):
+    """https://github.com/unum-cloud/usearch, float32 like the others; Python has no filter."""
 
     name: ClassVar = "USearch"
+    needs: ClassVar = ("usearch",)
 
     def __init__(self, index: Any) -> None:
         self._index = index
 
     @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
+    def build(cls, path: Path, people: People, threads: int) -> Built:
+        vectors = people.vectors
         index = cls._empty(vectors.shape[1])
-        index.add(np.arange(len(vectors)), vectors, threads=threads)
-        return cls(index)
+        built = timed(lambda: index.add(np.arange(len(vectors)), vectors, threads=threads))
+        index.save(str(path))
+        return built
 
     @classmethod
-    def load(cls, path: Path, shape: tuple[int, ...]) -> Self:
-        index = cls._empty(shape[1])
+    def open(cls, path: Path, dim: int) -> Self:
+        index = cls._empty(dim)
         index.load(str(path))
         return cls(index)
 
@@ -176,49 +219,58 @@ class USearch:
             ndim=dim, metric="ip", dtype="f32", connectivity=M, expansion_add=EF_CONSTRUCTION
         )
 
-    def save(self, path: Path) -> None:
-        self._index.save(str(path))
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return EFS if case.mask is None else ()
 
-    def set_ef(self, ef: int) -> None:
-        self._index.expansion_search = ef
-
-    def ask(self, query: Vector, top_k: int) -> Rows:
-        rows: Rows = self._index.search(query, top_k, threads=1).keys
-        return rows
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        self._index.expansion_search = setting
+        return self._index.search(case.vector(query), top_k, threads=1).keys
 
 
-class Numpy:
-    """No index: a product with all vectors, or with those who qualify."""
+class FaissFlat(Plain):
+    """FAISS's ``IndexFlatIP``: exact, compares with everybody, or with a list of rows."""
+
+    name: ClassVar = "FAISS flat"
+    needs: ClassVar = ("faiss",)
+
+    def __init__(self, vectors: Vector) -> None:
+        import faiss
+
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._index.add(vectors)
+
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return ("everybody",) if case.mask is None else ("who qualifies",)
+
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        import faiss
+
+        only = {}
+        if case.mask is not None:
+            only["sel"] = faiss.IDSelectorArray(np.flatnonzero(case.mask(query)))
+        asked = faiss.SearchParameters(**only)
+        return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
+
+    def rows(self, answer: Any) -> Rows:
+        return _found(answer)
+
+
+class Numpy(Plain):
+    """A product with all vectors, or with copies of those who qualify."""
 
     name: ClassVar = "numpy"
+    needs: ClassVar = ("numpy",)
 
     def __init__(self, vectors: Vector) -> None:
         self._vectors = vectors
 
-    @classmethod
-    def build(cls, vectors: Vector, threads: int) -> Self:
-        return cls(vectors)
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return ("everybody",) if case.mask is None else ("who qualifies", "everybody")
 
-    @classmethod
-    def load(cls, path: Path, shape: tuple[int, ...]) -> Self:
-        return cls(np.load(path))
-
-    def save(self, path: Path) -> None:
-        with path.open("wb") as file:  # np.save would add an ending to the name
-            np.save(file, self._vectors)
-
-    def ask(self, query: Vector, top_k: int) -> Rows:
-        return best(self._vectors @ query, None, top_k)
-
-    def ask_all(self, query: Vector, top_k: int, mask: Mask) -> Rows:
-        """A product with everybody, then those who qualify."""
-        rows = np.flatnonzero(mask)
-        return best((self._vectors @ query)[rows], rows, top_k)
-
-    def ask_some(self, query: Vector, top_k: int, mask: Mask) -> Rows:
-        """A product with copies of those who qualify."""
-        rows = np.flatnonzero(mask)
-        return best(self._vectors[rows] @ query, rows, top_k)
-
-
-PEERS: Final[tuple[type[Peer], ...]] = (Hnswlib, FaissHnsw, FaissFlat, USearch)
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        vector, mask = case.vector(query), None if case.mask is None else case.mask(query)
+        if mask is None:
+            return best(self._vectors @ vector, None, top_k)
+        if setting == "everybody":
+            return best((self._vectors @ vector)[mask], np.flatnonzero(mask), top_k)
+        return best(self._vectors[mask] @ vector, np.flatnonzero(mask), top_k)

@@ -252,6 +252,7 @@ def test_too_many_to_compare_are_narrowed_down_to_the_nearest_lists() -> None:
 
 def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
+    monkeypatch.setattr(vibematch.planner, "scan_us", lambda *_: float("inf"))
     vectors = unit_rows(4_000, dim=16, seed=3)
     people = [row(n + 1, f"u{n:05d}") for n in range(len(vectors))]
     index = HnswIndex.gather(16, [(people, vectors)], 1)
