@@ -3,15 +3,16 @@ VENV ?= $(or $(VIRTUAL_ENV),.venv)
 PYTHON ?= python3.11
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.vibematch-installed
+PEERS := $(VENV)/.vibematch-benchmarks
 OPTIMUM := build/optimum-venv
 KSERVE := build/kserve-venv
 AUDIT := build/audit-venv
 
-.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum test-kserve audit configs docs check format lock clean
+.PHONY: help install demo test test-slow test-wheel test-deploy test-optimum test-kserve bench bench-2b bench-guard audit configs docs check format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Create the virtual environment and install everything into it
 
@@ -40,6 +41,19 @@ test-optimum: $(STAMP) $(OPTIMUM)/.installed  ## Exported models in optimum, in 
 
 test-kserve: $(STAMP) $(KSERVE)/.installed  ## KServe's own client against our server, in an environment of its own
 	KSERVE_PYTHON=$(abspath $(KSERVE))/bin/python $(BIN)/python -m pytest -m slow tests/serving/test_other_clients.py
+
+bench: $(PEERS)  ## Benchmarks beside other software, tiny backbone: 10 minutes, goes on where it was
+	$(BIN)/python benchmarks/run.py tiny
+
+bench-2b: $(PEERS)  ## The same with the 2B architecture: hours, 24 GB of memory, 20 GB of disk
+	$(BIN)/python benchmarks/run.py 2b
+
+bench-guard: $(PEERS)  ## Have hot paths become slower than benchmarks/guard.json keeps? On a quiet machine
+	$(BIN)/python benchmarks/guard.py --check
+
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[benchmarks]'
+	@touch $@
 
 audit: $(AUDIT)/.installed  ## Known vulnerabilities of the pinned packages
 	$(AUDIT)/bin/python tests/audit/audit.py constraints.txt

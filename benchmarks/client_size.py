@@ -8,17 +8,16 @@ of the files that pip installed (``du`` would round each up to a block), compile
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import re
-import statistics
 import subprocess
 import tempfile
-import time
 import venv
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import harness
+from harness import Column, Result, Row, Spread, Table
 
 CLIENT = Path(__file__).resolve().parents[1] / "client"
 NOT_OURS = {"pip", "setuptools"}
@@ -33,18 +32,15 @@ print(json.dumps({p.name: [p.version, size(p)] for p in metadata.distributions()
 
 
 def main() -> None:
-    """Install, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Install, measure, publish."""
+    parser = harness.arguments(__doc__, "client_size")
     parser.add_argument("--times", type=int, default=15, help="of each import")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as workshop:
         python = _install(Path(workshop))
-        results = _measure(python, args.times)
-    if args.json:
-        print(json.dumps(results, indent=2))
-    else:
-        _print(results)
+        sizes = _sizes(python)
+        imports = _imports(python, args.times)
+    harness.publish(_result(sizes, imports, args.times), args)
 
 
 def _install(workshop: Path) -> Path:
@@ -55,23 +51,20 @@ def _install(workshop: Path) -> Path:
     return python
 
 
-def _measure(python: Path, times: int) -> dict[str, Any]:
+def _sizes(python: Path) -> dict[str, tuple[str, int]]:
+    """Package → version and bytes, the largest first."""
     packages = json.loads(_output(python, "-c", SIZES))
-    packages = {name: found for name, found in packages.items() if name not in NOT_OURS}
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "packages": {
-            name: {"version": version, "bytes": size}
-            for name, (version, size) in sorted(packages.items(), key=lambda item: -item[1][1])
-        },
-        "bytes": sum(size for _, size in packages.values()),
-        "import_ms": {
-            name: statistics.median(_import_ms(python, name) for _ in range(times))
-            for name in IMPORTS
-        },
-    }
+    ours = [(name, tuple(found)) for name, found in packages.items() if name not in NOT_OURS]
+    return dict(sorted(ours, key=lambda item: -item[1][1]))
+
+
+def _imports(python: Path, times: int) -> dict[str, Spread]:
+    """Module → milliseconds, the modules in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(times):
+        for name, found in taken.items():
+            found.append(_import_ms(python, name))
+    return {name: Spread.of(found) for name, found in taken.items()}
 
 
 def _import_ms(python: Path, module: str) -> float:
@@ -92,13 +85,31 @@ def _output(*command: object, stream: str = "stdout") -> str:
     return text
 
 
-def _print(results: dict[str, Any]) -> None:
-    print(f"{results['date']}, Python {results['python']}, {results['machine']}")
-    for name, package in results["packages"].items():
-        print(f"{package['bytes'] / 1e6:8.1f} MB  {name} {package['version']}")
-    print(f"{results['bytes'] / 1e6:8.1f} MB  in all")
-    for name, ms in results["import_ms"].items():
-        print(f"{ms:8.1f} ms  import {name}")
+def _result(
+    sizes: Mapping[str, tuple[str, int]], imports: Mapping[str, Spread], times: int
+) -> Result:
+    everything = sum(size for _, size in sizes.values())
+    packages = [Row(f"{name} {version}", [size / 1e6]) for name, (version, size) in sizes.items()]
+    return Result(
+        name="client_size",
+        question="What does the client cost whoever installs it?",
+        setting={"installed from": "client/, in an empty environment", "imports": times},
+        tables=[
+            Table(
+                "On the disk", [Column("size", "MB")], [*packages, Row("all", [everything / 1e6])]
+            ),
+            Table(
+                "Importing, in a new process",
+                [Column("time", "ms")],
+                [Row(name, [taken]) for name, taken in imports.items()],
+            ),
+        ],
+        figures={
+            "packages": {name: {"version": v, "bytes": size} for name, (v, size) in sizes.items()},
+            "bytes": everything,
+            "import_ms": {name: taken.median for name, taken in imports.items()},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ format, measured on the same device just before. The 2B weights are random: same
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import platform
 import resource
 import threading
@@ -23,16 +20,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import harness
+import models
 import numpy as np
 import torch
-from models import RANDOM_2B, random_2b
-from rich.console import Console
-from rich.table import Table
+from harness import Column, Result, Row, Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from vibematch.preprocess import Preprocessing
 from vibematch_export.fused import FusedEncoder
-from vibematch_training.backbone import PROMPT, load_backbone
+from vibematch_training.backbone import PROMPT
 from vibematch_training.features import FeatureRecipe, pooled_features
 from vibematch_training.head import ProjectionHead
 from vibematch_training.run import parse_size
@@ -41,22 +38,17 @@ Route = Callable[[np.ndarray], torch.Tensor]
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbone", default=RANDOM_2B, help=f"{RANDOM_2B}, tiny or a folder")
+    """Measure and publish."""
+    parser = harness.arguments(__doc__, "gpu_features")
+    parser.set_defaults(backbone="2b")
     parser.add_argument("--photos", type=int, default=512)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--size", default="448x448", help="canvas, HxW")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # built on the CPU, where the fused module is put together, and moved as a whole
-    backbone = (
-        random_2b(dtype)
-        if args.backbone == RANDOM_2B
-        else load_backbone(args.backbone, dtype, "cpu")
-    )
+    backbone = models.backbone(args.backbone, dtype)
     recipe = FeatureRecipe(backbone, Preprocessing(*parse_size(args.size)), PROMPT)
     fused = FusedEncoder(recipe, ProjectionHead(backbone.feature_dim, 256)).eval().to(device)
     backbone.model.to(device)
@@ -94,10 +86,8 @@ def main() -> None:
     similarity = torch.nn.functional.cosine_similarity(reference, through_fused(pixels[:1]))
     report = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
         "number_format": str(dtype).removeprefix("torch."),
-        "weights": "random, 2B architecture" if args.backbone == RANDOM_2B else args.backbone,
+        "weights": models.WEIGHTS[args.backbone],
         "size": args.size,
         "photos": args.photos,
         "gflop_per_photo": flops / 1e9,
@@ -111,7 +101,7 @@ def main() -> None:
             for name, route in routes.items()
         },
     }
-    _print(report, as_json=args.json)
+    harness.publish(_result(report), args)
 
 
 def _measure(
@@ -150,18 +140,22 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / best
 
 
-def _print(report: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report, indent=2))
-        return
-    stated = {name: value for name, value in report.items() if name != "routes"}
-    print(", ".join(f"{name} {value}" for name, value in stated.items()))
-    table = Table("route", "photos/s", "share of matrix rate", "peak memory")
+def _result(report: dict[str, Any]) -> Result:
+    columns = [Column("rate", "photos/s", "more"), Column("share of matrix rate", "%")]
+    columns += [Column("peak memory", "GB")]
+    rows = []
     for name, figures in report["routes"].items():
-        share = f"{figures['share_of_matrix_rate']:.1%}"
-        memory = f"{figures['peak_memory_gb']:.1f} GB"
-        table.add_row(name, f"{figures['photos_per_s']:.1f}", share, memory)
-    Console().print(table)
+        route, batch = name.rsplit(", ", 1)
+        cells = [figures["photos_per_s"], 100 * figures["share_of_matrix_rate"]]
+        cells += [figures["peak_memory_gb"]]
+        rows.append(Row(route, cells, ours=route.startswith("fused"), group=batch))
+    return Result(
+        name="gpu_features",
+        question="How many photos a second does a GPU turn into features?",
+        setting={name: value for name, value in report.items() if name != "routes"},
+        tables=[Table("Features", columns, rows)],
+        figures=report,
+    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeAlias
 
 import numpy as np
 from search_data import Case, People, Rows, Vector, best
@@ -21,7 +22,7 @@ M: Final = 16
 EF_CONSTRUCTION: Final = 200
 """Candidates in view when a user is added."""
 SEED: Final = 100
-EFS: Final = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
+EFS: Final = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 
 
 class Built(NamedTuple):
@@ -36,56 +37,51 @@ class Built(NamedTuple):
     index_s: float | None = None
 
 
-class Peer(Protocol):
-    """An index; users are numbered by row, and all of it is asked from one thread."""
+class Peer(ABC):
+    """Who is asked, from one thread; users are numbered by row."""
 
     name: ClassVar[str]
     needs: ClassVar[Sequence[str]]
     """Modules without which it cannot be had."""
-    durable: ClassVar[str]
+    durable: ClassVar[str] = "no"
     """Whether a change is on the disk when the call that made it returns."""
-    most_users: ClassVar[float]
-    """It takes too long to build with more."""
 
-    @classmethod
-    def build(cls, path: Path, people: People, threads: int) -> Built:
-        """Put all users in, in the order of their rows, and leave the index at ``path``."""
-
-    @classmethod
-    def open(cls, path: Path, dim: int) -> Self:
-        """What :meth:`build` left; ``dim`` is the length of a vector."""
-
+    @abstractmethod
     def settings(self, case: Case) -> Sequence[Setting]:
         """How it can be asked, the quickest first; none for what it cannot be asked."""
 
+    @abstractmethod
     def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
         """The nearest of those who qualify, as the library gives them."""
 
     def rows(self, answer: Any) -> Rows:
         """The rows in what :meth:`ask` gave, best first; fewer than asked for are allowed."""
-
-    def pids(self) -> Sequence[int]:
-        """Other processes that it runs in."""
-
-    def close(self) -> None:
-        """End what it started."""
-
-
-class Plain:
-    """What most peers have in common."""
-
-    durable: ClassVar = "no"
-    most_users: ClassVar = math.inf
-
-    def rows(self, answer: Any) -> Rows:
         rows: Rows = np.asarray(answer)
         return rows
 
     def pids(self) -> Sequence[int]:
+        """Other processes that it runs in."""
         return ()
 
-    def close(self) -> None:
-        pass
+    def close(self) -> None:  # noqa: B027  (most have nothing to end)
+        """End what it started."""
+
+
+class Index(Peer):
+    """One that is built, and kept in files."""
+
+    most_users: ClassVar[float] = math.inf
+    """It takes too long to build with more."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, path: Path, people: People, threads: int) -> Built:
+        """Put all users in, in the order of their rows, and leave the index at ``path``."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path, dim: int) -> Self:
+        """What :meth:`build` left; ``dim`` is the length of a vector."""
 
 
 def timed(work: Callable[[], Any]) -> Built:
@@ -95,11 +91,11 @@ def timed(work: Callable[[], Any]) -> Built:
     return Built(time.perf_counter() - began)
 
 
-class Hnswlib(Plain):
-    """https://github.com/nmslib/hnswlib; its filter is a Python function, called for each user met."""
+class Hnswlib(Index):
+    """https://github.com/nmslib/hnswlib; a filter is a Python function, called per user met."""
 
-    name: ClassVar = "hnswlib"
-    needs: ClassVar = ("hnswlib",)
+    name = "hnswlib"
+    needs = ("hnswlib",)
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -138,11 +134,11 @@ class Hnswlib(Plain):
             return np.empty(0, np.intp)
 
 
-class FaissHnsw(Plain):
+class FaissHnsw(Index):
     """``IndexHNSWFlat`` of https://github.com/facebookresearch/faiss; filtered by a bitmap."""
 
-    name: ClassVar = "FAISS HNSW"
-    needs: ClassVar = ("faiss",)
+    name = "FAISS HNSW"
+    needs = ("faiss",)
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -188,11 +184,11 @@ def _found(rows: Rows) -> Rows:
     return found
 
 
-class USearch(Plain):
+class USearch(Index):
     """https://github.com/unum-cloud/usearch, float32 like the others; Python has no filter."""
 
-    name: ClassVar = "USearch"
-    needs: ClassVar = ("usearch",)
+    name = "USearch"
+    needs = ("usearch",)
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -227,11 +223,11 @@ class USearch(Plain):
         return self._index.search(case.vector(query), top_k, threads=1).keys
 
 
-class FaissFlat(Plain):
+class FaissFlat(Peer):
     """FAISS's ``IndexFlatIP``: exact, compares with everybody, or with a list of rows."""
 
-    name: ClassVar = "FAISS flat"
-    needs: ClassVar = ("faiss",)
+    name = "FAISS flat"
+    needs = ("faiss",)
 
     def __init__(self, vectors: Vector) -> None:
         import faiss
@@ -255,11 +251,11 @@ class FaissFlat(Plain):
         return _found(answer)
 
 
-class Numpy(Plain):
+class Numpy(Peer):
     """A product with all vectors, or with copies of those who qualify."""
 
-    name: ClassVar = "numpy"
-    needs: ClassVar = ("numpy",)
+    name = "numpy"
+    needs = ("numpy",)
 
     def __init__(self, vectors: Vector) -> None:
         self._vectors = vectors

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import io
 import itertools
 import json
@@ -32,7 +33,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -53,11 +54,12 @@ LEFT_OUT: Final = 0.2
 
 @dataclass(frozen=True)
 class Request:
-    """One photo as it goes over the wire, for both protocols."""
+    """One photo as it goes over the wire: for both of Triton's protocols, and as it is."""
 
     grpc: bytes
     http: bytes
     http_header_length: int
+    photo: bytes
 
 
 Send: TypeAlias = Callable[[Request], Awaitable[str]]
@@ -94,6 +96,7 @@ class Phase:
     generator_cpu: float
     server_cpu_per_answer: float | None
     server_mib: list[float] = field(repr=False)
+    outcomes: list[Outcome] = field(repr=False)
 
 
 def main() -> None:
@@ -134,12 +137,16 @@ def main() -> None:
         "wait": args.wait,
         "seed": args.seed,
         "peak_goodput": max(phase.goodput for phase in phases),
-        "phases": [asdict(phase) for phase in phases],
+        "phases": [_without_outcomes(phase) for phase in phases],
     }
     if args.json:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+def _without_outcomes(phase: Phase) -> dict[str, Any]:
+    return {name: value for name, value in vars(phase).items() if name != "outcomes"}
 
 
 # --- what is sent
@@ -176,7 +183,7 @@ def prepare(photo: bytes, wait_s: float = 0) -> Request:
         message.parameters["timeout"].int64_param = int(wait_s * 1e6)
         header["parameters"] = {"timeout": int(wait_s * 1e6)}
     text = json.dumps(header).encode()
-    return Request(message.SerializeToString(), text + content, len(text))
+    return Request(message.SerializeToString(), text + content, len(text), photo)
 
 
 # --- who sends it
@@ -204,17 +211,49 @@ async def _grpc_sender(url: str, deadline: float) -> AsyncIterator[Send]:
         yield send
 
 
+def _http_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
+    def message(request: Request) -> tuple[bytes, dict[str, str]]:
+        return request.http, {"Inference-Header-Content-Length": str(request.http_header_length)}
+
+    return _posting(f"http://{url}/v2/models/{MODEL}/infer", deadline, message)
+
+
+def _photo_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
+    """For a server that takes a photo as the body of a request to ``/predict``."""
+
+    def message(request: Request) -> tuple[bytes, dict[str, str]]:
+        return request.photo, {"Content-Type": "application/octet-stream"}
+
+    return _posting(f"http://{url}/predict", deadline, message)
+
+
+def _data_uri_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
+    """For a server that speaks OpenAI's embeddings with photos for texts, such as infinity."""
+
+    def message(request: Request) -> tuple[bytes, dict[str, str]]:
+        return data_uri_body(request.photo), {"Content-Type": "application/json"}
+
+    return _posting(f"http://{url}/embeddings", deadline, message)
+
+
+def data_uri_body(photo: bytes) -> bytes:
+    """JSON that asks for one photo's vector."""
+    uri = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
+    return json.dumps({"model": "default", "modality": "image", "input": [uri]}).encode()
+
+
 @asynccontextmanager
-async def _http_sender(url: str, deadline: float) -> AsyncIterator[Send]:
-    address = f"http://{url}/v2/models/{MODEL}/infer"
+async def _posting(
+    address: str, deadline: float, message: Callable[[Request], tuple[bytes, dict[str, str]]]
+) -> AsyncIterator[Send]:
     timeout = aiohttp.ClientTimeout(total=deadline)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def send(request: Request) -> str:
-            headers = {"Inference-Header-Content-Length": str(request.http_header_length)}
+            body, headers = message(request)
             try:
-                async with session.post(address, data=request.http, headers=headers) as answer:
+                async with session.post(address, data=body, headers=headers) as answer:
                     text = await answer.read()
             except TimeoutError:
                 return "late"
@@ -234,47 +273,78 @@ async def _http_sender(url: str, deadline: float) -> AsyncIterator[Send]:
 SENDERS: Final[dict[str, Callable[[str, float], AbstractAsyncContextManager[Send]]]] = {
     "grpc": _grpc_sender,
     "http": _http_sender,
+    "photo": _photo_sender,
+    "data_uri": _data_uri_sender,
 }
 
 
 # --- phases
 
 
+@dataclass(frozen=True)
+class Load:
+    """How one phase asks.
+
+    Attributes:
+        seconds: how long photos become due.
+        deadline: seconds after which an answer is of no use to anybody.
+        rate: photos a second of an open loop; ``None`` for a closed one.
+        clients: of the closed loop.
+        seed: of the open loop's moments.
+    """
+
+    seconds: float
+    deadline: float
+    rate: float | None = None
+    clients: int = 16
+    seed: int = 0
+
+
 async def _phases(urls: dict[str, str], args: argparse.Namespace) -> list[Phase]:
     """The closed loop, then the open ones; each on connections of its own."""
     requests = [prepare(photo, args.wait) for photo in photos(args.seed)]
-    phases = [await _phase("closed", urls, requests, args, rate=None)]
+    server = server_processes(next(iter(urls.values())))
+
+    async def phase(name: str, rate: float | None) -> Phase:
+        load = Load(args.seconds, args.deadline, rate, args.clients, args.seed)
+        return await run_phase(name, urls, requests, load, server)
+
+    phases = [await phase("closed", None)]
     loops = [(f"{rate:g}/s", rate) for rate in args.rates]
     loops += [(f"x{times:g}", times * phases[0].goodput) for times in args.times]
     for name, rate in loops:
-        phases.append(await _phase(name, urls, requests, args, rate))
+        phases.append(await phase(name, rate))
     return phases
 
 
-async def _phase(
-    name: str,
-    urls: dict[str, str],
-    requests: list[Request],
-    args: argparse.Namespace,
-    rate: float | None,
+async def run_phase(
+    name: str, urls: dict[str, str], requests: list[Request], load: Load, server: list[Path]
 ) -> Phase:
-    draw = random.Random(args.seed)  # noqa: S311 - moments, not secrets
+    """Load a server for a while.
+
+    Args:
+        name: what to call the phase.
+        urls: protocol, one of :data:`SENDERS` → ``HOST:PORT``; requests take turns among them.
+        requests: sent in turn, over and over.
+        load: how many, and for how long.
+        server: ``/proc/PID`` of its processes, for memory and CPU; empty if it is elsewhere.
+    """
+    draw = random.Random(load.seed)  # noqa: S311 - moments, not secrets
     async with AsyncExitStack() as stack:
         senders = [
-            await stack.enter_async_context(SENDERS[protocol](url, args.deadline))
+            await stack.enter_async_context(SENDERS[protocol](url, load.deadline))
             for protocol, url in urls.items()
         ]
         work = zip(itertools.cycle(requests), itertools.cycle(senders), strict=False)
-        server = server_processes(next(iter(urls.values())))
         with _sampled_memory(server) as memory:
-            began, own, servers = time.monotonic(), time.process_time(), _cpu_seconds(server)
-            if rate is None:
-                outcomes = await _closed_loop(work, args.clients, args.seconds)
+            began, own, servers = time.monotonic(), time.process_time(), cpu_seconds(server)
+            if load.rate is None:
+                outcomes = await _closed_loop(work, load.clients, load.seconds)
             else:
-                outcomes = await _open_loop(work, rate, args.seconds, draw)
+                outcomes = await _open_loop(work, load.rate, load.seconds, draw)
             own = (time.process_time() - own) / (time.monotonic() - began)
-            servers = _cpu_seconds(server) - servers
-    return _figures(name, outcomes, args.seconds, own, servers, memory, args.deadline)
+            servers = cpu_seconds(server) - servers
+    return _figures(name, outcomes, load, own, servers, memory)
 
 
 async def _closed_loop(work: Work, clients: int, seconds: float) -> list[Outcome]:
@@ -341,17 +411,21 @@ def server_processes(url: str) -> list[Path]:
         with suppress(OSError):
             flags = (process / "cmdline").read_bytes().split(b"\0")
             if f"--grpc-port={port}".encode() in flags or f"--http-port={port}".encode() in flags:
-                return [process, *_children(process)]
+                return family(process)
     return []
 
 
-def _children(process: Path) -> list[Path]:
-    numbers = [
-        number
-        for task in (process / "task").iterdir()
-        for number in (task / "children").read_text().split()
-    ]
-    return [Path("/proc", number) for number in numbers]
+def family(process: Path) -> list[Path]:
+    """``/proc/PID`` of a process, its children, and theirs."""
+    found = [process]
+    with suppress(OSError):  # it ended
+        numbers = [
+            number
+            for task in (process / "task").iterdir()
+            for number in (task / "children").read_text().split()
+        ]
+        found += [one for number in numbers for one in family(Path("/proc", number))]
+    return found
 
 
 def resident_mib(process: Path) -> float:
@@ -363,7 +437,8 @@ def resident_mib(process: Path) -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
-def _cpu_seconds(server: list[Path]) -> float:
+def cpu_seconds(server: list[Path]) -> float:
+    """What these processes have used since they began; nothing of those that ended."""
     ticks = 0
     for process in server:
         with suppress(OSError):
@@ -374,17 +449,17 @@ def _cpu_seconds(server: list[Path]) -> float:
 def _figures(
     name: str,
     outcomes: list[Outcome],
-    seconds: float,
+    load: Load,
     generator_cpu: float,
     server_cpu_seconds: float,
     memory: list[float],
-    deadline: float,
 ) -> Phase:
+    seconds = load.seconds
     begin = LEFT_OUT * seconds
     counted = [outcome for outcome in outcomes if outcome.due >= begin]
     answered = [outcome for outcome in outcomes if outcome.status == "answered"]
     in_time = sum(
-        begin <= outcome.done < seconds and outcome.done - outcome.due <= deadline
+        begin <= outcome.done < seconds and outcome.done - outcome.due <= load.deadline
         for outcome in answered
     )
     latencies = [outcome.done - outcome.due for outcome in answered if outcome.due >= begin]
@@ -406,6 +481,7 @@ def _figures(
         generator_cpu=generator_cpu,
         server_cpu_per_answer=server_cpu_seconds / len(answered) if answered else None,
         server_mib=memory,
+        outcomes=outcomes,
     )
 
 

@@ -11,14 +11,16 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_features.py"
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_where_there_is_no_gpu() -> None:
+def test_the_benchmark_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
     arguments = ["--backbone", "tiny", "--photos", "6", "--batch", "1", "3", "--size", "64x96"]
-    command = [sys.executable, str(SCRIPT), *arguments]
+    command = [sys.executable, str(SCRIPT), *arguments, "--out", str(tmp_path)]
     ran = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
-    report = json.loads(ran.stdout)
+    result = json.loads(ran.stdout)
+    assert json.loads((tmp_path / "gpu_features.json").read_text()) == result
+    report = result["figures"]
     assert report["size"] == "64x96" and report["photos"] == 6
     assert len(report["routes"]) == 4
-    assert report["weights"] == "tiny"
+    assert report["weights"] == "random, tiny backbone"
     assert report["cosine_fused_to_hugging_face"] > 0.999
     for figures in report["routes"].values():
         assert figures["share_of_matrix_rate"] > 0

@@ -1,0 +1,92 @@
+"""What the planner's constants should be: searches that had no choice, and what fits them best."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+from unittest.mock import patch
+
+import numpy as np
+from harness import Column, Row, Table
+from scipy.optimize import nnls
+from search_data import GENDERS, LOTS, People
+
+from vibematch import MatchingEngine, filters, planner
+
+_FETCHES: Final = (128, 256, 512, 1024, 2048, 4096, 8192)
+_SHARES: Final = (0.001, 0.003, 0.01, 0.03, 0.07, 0.15, 0.5, 1.0)
+_QUERIES: Final = 30
+_TOP_K: Final = 10
+_GRAPH: Final = ("_GRAPH_US", "_GRAPH_US_PER_USER")
+_SCAN: Final = ("_SCAN_US", "_SCAN_US_PER_ROW", "_LISTS_US_PER_ROW", "_SCAN_US_PER_QUALIFYING")
+
+
+def tables(engine: MatchingEngine, people: People) -> list[Table]:
+    """Microseconds of each search, measured and fitted; the constants are in the notes."""
+    scale = people.vectors.shape[1] / 256
+    graph_terms, graph_us = [], []
+    for fetch in _FETCHES:
+        if fetch <= len(people) / 4:
+            graph_terms.append([1.0, fetch * scale])
+            graph_us.append(_forced_graph(engine, people, fetch))
+    scan_terms, scan_us = [], []
+    for share, conditions in itertools.product(_SHARES, (1, 2, 3)):
+        rows, qualifying = len(people), round(share * len(people))
+        compared = min(qualifying, planner.scanned_at_most(rows, qualifying))
+        narrowed = qualifying > compared
+        scan_terms.append([1.0, rows * (1 + conditions), rows * narrowed, compared * scale])
+        scan_us.append(_forced_scan(engine, people, share, conditions))
+    return [
+        _fitted("What the graph costs", _GRAPH, graph_terms, graph_us),
+        _fitted("What a scan costs", _SCAN, scan_terms, scan_us),
+    ]
+
+
+def _forced_graph(engine: MatchingEngine, people: People, fetch: int) -> float:
+    with (
+        patch.object(planner, "graph_us", lambda *_: 0.0),
+        patch.object(planner, "fetch_for", lambda *_: fetch),
+    ):
+        return _median_us(engine, people, None)
+
+
+def _forced_scan(engine: MatchingEngine, people: People, share: float, conditions: int) -> float:
+    where = {
+        "lot": (0, round(share * LOTS) - 1),
+        "age": (0, 100),
+        "gender": list(GENDERS),
+    }
+    with (
+        patch.object(planner, "graph_us", lambda *_: math.inf),
+        patch.object(filters.Columns, "narrowed", lambda *_: None),
+    ):
+        return _median_us(engine, people, dict(itertools.islice(where.items(), conditions)))
+
+
+def _median_us(engine: MatchingEngine, people: People, where: dict[str, Any] | None) -> float:
+    taken = []
+    for query in people.queries[:_QUERIES]:
+        began = time.perf_counter()
+        engine.search(vector=query, top_k=_TOP_K, where=where)
+        taken.append(time.perf_counter() - began)
+    return 1e6 * float(np.median(taken))
+
+
+def _fitted(
+    title: str, names: Sequence[str], terms: list[list[float]], measured: list[float]
+) -> Table:
+    """Least squares of relative errors, no constant below 0."""
+    matrix, us = np.array(terms), np.array(measured)
+    constants, _ = nnls(matrix / us[:, np.newaxis], np.ones(len(us)))
+    rows = [
+        Row(", ".join(f"{term:,.0f}" for term in row), [took, float(fitted)])
+        for row, took, fitted in zip(terms, measured, matrix @ constants, strict=True)
+    ]
+    note = "; ".join(
+        f"{name} {value:.4g} (is {getattr(planner, name):.4g})"
+        for name, value in zip(names, constants, strict=True)
+    )
+    return Table(title, [Column("measured", "µs"), Column("fitted", "µs")], rows, note)
