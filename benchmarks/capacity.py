@@ -233,7 +233,7 @@ def search_cores(demand: Demand, measured: Measured) -> float:
     search_exponent / BUSY``.
     """
     parts = shards(demand, measured)
-    growth = (demand.members / parts / measured.search_users) ** measured.search_exponent
+    growth = math.pow(demand.members / parts / measured.search_users, measured.search_exponent)
     matches = _at_peak(demand.matches_a_day, demand)
     return matches * parts * measured.search_s * growth / BUSY
 
@@ -241,7 +241,7 @@ def search_cores(demand: Demand, measured: Measured) -> float:
 def rebuild_s(demand: Demand, measured: Measured) -> float:
     """``build_s * (members / shards / search_users) ** build_exponent``: all shards at once."""
     each = demand.members / shards(demand, measured)
-    return measured.build_s * (each / measured.search_users) ** measured.build_exponent
+    return measured.build_s * math.pow(each / measured.search_users, measured.build_exponent)
 
 
 # --- what was measured

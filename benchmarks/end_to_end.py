@@ -42,7 +42,7 @@ from tritonclient.grpc import InferenceServerClient
 
 import vibematch.encoder
 import vibematch.engine
-from vibematch import Encoder, MatchingEngine
+from vibematch import Encoder, MatchingEngine, VibematchError
 from vibematch.index import HnswIndex
 from vibematch.live import LiveIndex
 from vibematch.manifest import Manifest
@@ -309,10 +309,12 @@ def _one_by_one(
 
     def search_downscaled(photo: bytes) -> None:
         (vector,) = frugal.encode_each([photo], fingerprint=engine.manifest.fingerprint)
+        if isinstance(vector, VibematchError):
+            raise vector
         engine.search(vector=vector)
 
     with InferenceServerClient(url) as client, _watched() as watch:
-        ways = {
+        ways: dict[str, Callable[[bytes], object]] = {
             SEARCH: lambda photo: engine.search(photo=photo),
             SMALL: search_downscaled,
             SIGN_UP: lambda photo: sign_up(engine, photos=[photo]),
@@ -378,7 +380,8 @@ def closed_loop(ask: Callable[[], object], clients: int, seconds: float) -> Loop
     began = time.perf_counter()
 
     def client(_: int) -> list[float]:
-        taken, asked = [], began
+        taken: list[float] = []
+        asked = began
         while not taken or asked - began < seconds:
             ask()
             answered = time.perf_counter()

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import growth_index
 import harness
@@ -45,6 +45,8 @@ from serving_load import photos
 
 from vibematch import Encoder, MatchingEngine
 from vibematch.preprocess import Preprocessing
+
+Cell: TypeAlias = float | Spread | str | None
 
 MEMBERS: Final = 100_000_000
 CANVASES: Final = (224, 320, 448, 512)
@@ -377,7 +379,7 @@ def _curves_table(curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw]) -> 
     for name, curve in curves.items():
         first, last = min(curve.points), max(curve.points)
         law = laws[name]
-        cells = [law.exponent, f"{law.low:.2f} to {law.high:.2f}", f"{first:,}"]
+        cells: list[Cell] = [law.exponent, f"{law.low:.2f} to {law.high:.2f}", f"{first:,}"]
         cells += [_cell(curve.points[first]), f"{last:,}", _cell(curve.points[last]), curve.unit]
         rows.append(Row(f"{curve.size}: {curve.cost}", cells))
     return Table("Curves", columns, rows)
@@ -398,7 +400,7 @@ def _limits_table(
     rows = []
     for limit, members in reached:
         curve, exponent = curves[limit.curve], _exponent(limit, laws)
-        cells = [_people(members), f"{max(curve.points):,}", exponent]
+        cells: list[Cell] = [_people(members), f"{max(curve.points):,}", exponent]
         cells += [curve.carried_on(MEMBERS, exponent), curve.unit]
         rows.append(Row(limit.meaning, cells))
     note = "Computed from the curves: one index in one process, a photo each, on this machine."

@@ -226,7 +226,7 @@ def publish(result: Result, args: argparse.Namespace) -> Path:
     content = dataclasses.asdict(result)
     stated = {
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "seed": args.seed,
         "machine": machine(),
         "versions": versions([*PACKAGES, *content.pop("packages")]),
@@ -271,7 +271,7 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit, with a plus where files differ from it; empty outside of a repository."""
     here = Path(__file__).parent
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]

@@ -17,12 +17,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from report import show
 
 from vibematch_training.evaluation.pictures import (
-    _INK,
-    _LINE,
     COLOURS,
+    INK,
+    LINE,
     Picture,
-    _drawing,
-    _svg,
+    drawing,
+    svg_of,
 )
 
 LIMIT: Final = "limit"
@@ -64,7 +64,7 @@ def _picture(name: str, plot: Content, styles: Mapping[str, Any]) -> Picture:
     stacked = plot["kind"] == "stacked"
     bars = list(dict.fromkeys(x for series in plot["series"] for x in series["x"]))
     height = _BAR_IN * len(bars) + 1.6 if stacked else _HEIGHT_IN
-    with _drawing(_WIDTH_IN, height) as (figure, axes):
+    with drawing(_WIDTH_IN, height) as (figure, axes):
         if stacked:
             _draw_bars(axes, plot, bars)
         else:
@@ -74,7 +74,7 @@ def _picture(name: str, plot: Content, styles: Mapping[str, Any]) -> Picture:
             _scale(axes.yaxis, axes.set_yscale, plot["y"])
         if len(plot["series"]) > 1:
             figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-        return Picture(plot["title"], _svg(figure, name, _description(plot)))
+        return Picture(plot["title"], svg_of(figure, name, _description(plot)))
 
 
 def _draw_series(axes: Axes, plot: Content, styles: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _draw_series(axes: Axes, plot: Content, styles: Mapping[str, Any]) -> None:
         x, y = series["x"], series["y"]
         style: dict[str, Any]
         if _is_limit(plot, series):
-            style = {"color": _INK, "lw": 1, "ls": _DASHES[1 + ours % 3]}
+            style = {"color": INK, "lw": 1, "ls": _DASHES[1 + ours % 3]}
         elif series["ours"]:
             style = {"color": _OURS, "marker": "o", "lw": 2.6, "ls": _DASHES[ours % 4]}
             style |= {"markersize": 7, "zorder": 3, "fillstyle": "none" if ours else "full"}
@@ -98,7 +98,7 @@ def _draw_series(axes: Axes, plot: Content, styles: Mapping[str, Any]) -> None:
         ):
             style["ls"] = ""
         axes.plot(x, y, label=series["label"], **style)
-    axes.grid(color=_LINE, lw=0.6)
+    axes.grid(color=LINE, lw=0.6)
 
 
 def _is_limit(plot: Content, series: Content) -> bool:

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what has a result")
     args = parser.parse_args()
     jobs = [job for job in JOBS[args.size] if not args.only or job.script in args.only]
-    commit = "" if args.again else harness._commit()
+    commit = "" if args.again else harness.commit()
     raise SystemExit(run(jobs, OUT / args.size, commit))
 
 

@@ -31,7 +31,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -130,18 +130,24 @@ def measure(
     cases += other_cases(people) if "filters" in sections else []
     with ExitStack() as opened:
         ours = opened.enter_context(closing(Vibematch.open(folder / OURS, dim)))
-        peers: list[Peer] = [
-            opened.enter_context(closing(peer.open(folder / peer.name, dim)))
-            for peer in search_build.PEERS
-            if peer.name in found.taken and search_build.installed(peer)
-        ]
-        if search_build.installed(FaissFlat):
-            peers.append(FaissFlat(people.vectors))
-        peers.append(Numpy(people.vectors))
+        peers = _opened(folder, people, found.taken, opened) if cases else []
         found.curves = [search_curves.measure(people, case, ours, peers) for case in cases]
         if "costs" in sections:
             found.costs = search_costs.tables(ours.engine, people)
     return found
+
+
+def _opened(folder: Path, people: People, built: Collection[str], opened: ExitStack) -> list[Peer]:
+    """All peers of which there is something to ask."""
+    here = [peer for peer in search_build.PEERS if peer.name in built]
+    dim = people.vectors.shape[1]
+    peers: list[Peer] = [
+        opened.enter_context(closing(peer.open(folder / peer.name, dim)))
+        for peer in filter(search_build.installed, here)
+    ]
+    if search_build.installed(FaissFlat):
+        peers.append(FaissFlat(people.vectors))
+    return [*peers, Numpy(people.vectors)]
 
 
 # --- the result
@@ -246,7 +252,7 @@ def _asked_with(point: Point) -> str:
 
 
 def _built(measured: Sequence[Measured]) -> Table:
-    durable = {peer.name: peer.durable for peer in (Vibematch, *search_build.PEERS)}
+    durable = {peer.name: peer.durable for peer in search_build.EVERYBODY}
     columns = [
         Column("durable"),
         Column("ready after", "s", better="less"),

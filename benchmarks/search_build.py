@@ -23,6 +23,7 @@ from search_databases import MilvusLite, PgVector, Vibematch
 from search_peers import Built, FaissHnsw, Hnswlib, Index, Peer, USearch
 
 PEERS: Final[tuple[type[Index], ...]] = (Hnswlib, FaissHnsw, USearch, PgVector, MilvusLite)
+EVERYBODY: Final[tuple[type[Index], ...]] = (Vibematch, *PEERS)
 OURS_BARE: Final = f"{Vibematch.name}, no attributes"
 _NOTE: Final = "built.json"
 
@@ -73,7 +74,7 @@ def build(folder: Path, people: People, size: dict[str, int]) -> dict[str, Taken
     if (held := {field: kept.get(field) for field in size}) != size:
         raise SystemExit(f"{folder} was built for {held}: give another --index")
     taken: dict[str, Sequence[Any]] = kept["taken"]
-    for peer in (Vibematch, *filter(installed, PEERS)):
+    for peer in filter(installed, EVERYBODY):
         if peer.name not in taken and len(people) <= peer.most_users:
             _remove(folder / peer.name)
             print(f"building {peer.name} of {len(people):,} users", file=sys.stderr, flush=True)

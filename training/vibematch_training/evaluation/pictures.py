@@ -38,26 +38,27 @@ MAX_HEATMAP_PHOTOS: Final = 300
 """Likewise; every pair of photos is a dot in the file."""
 
 _MARKERS: Final = "os^DvPX"
-_INK, _LINE, _PAGE = "#010203", "#040506", "#070809"
-_THEME: Final = {_INK: "currentColor", _LINE: "var(--line)", _PAGE: "var(--card)"}
+INK, LINE, _PAGE = "#010203", "#040506", "#070809"
+"""Stand-ins, which :func:`svg_of` replaces by the page's own colours."""
+_THEME: Final = {INK: "currentColor", LINE: "var(--line)", _PAGE: "var(--card)"}
 _STYLE: Final[dict[Any, Any]] = {
-    "axes.edgecolor": _LINE,
+    "axes.edgecolor": LINE,
     "axes.facecolor": "none",
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.facecolor": "none",
     "font.size": 10,
     "legend.frameon": False,
-    "legend.labelcolor": _INK,
+    "legend.labelcolor": INK,
     "svg.fonttype": "none",
     "svg.hashsalt": "vibematch",
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,  # a class may be called $
-    "xtick.color": _LINE,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _LINE,
-    "ytick.labelcolor": _INK,
+    "xtick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.color": LINE,
+    "ytick.labelcolor": INK,
 }
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _TSNE_PERPLEXITY: Final = 30.0
@@ -111,7 +112,7 @@ def loss_curves(history: Sequence[Mapping[str, Any]], kept_epoch: int) -> list[P
 def _curves(
     title: str, name: str, series: Mapping[str, Sequence[tuple[float, float]]], kept_epoch: int
 ) -> Picture:
-    with _drawing(4.6, 3.2) as (figure, axes):
+    with drawing(4.6, 3.2) as (figure, axes):
         for (label, points), colour, dashes in zip(
             series.items(), COLOURS, ("-", "--"), strict=False
         ):
@@ -119,17 +120,17 @@ def _curves(
                 epochs, values = zip(*points, strict=True)
                 marker = "o" if len(points) == 1 else ""
                 axes.plot(epochs, values, dashes, color=colour, lw=2, label=label, marker=marker)
-        axes.axvline(kept_epoch, color=_INK, lw=1, ls=":", label=f"kept: epoch {kept_epoch}")
+        axes.axvline(kept_epoch, color=INK, lw=1, ls=":", label=f"kept: epoch {kept_epoch}")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color=_LINE, lw=0.6)
+        axes.grid(color=LINE, lw=0.6)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handlelength=1.6)
         ends = ", ".join(
             f"{label} from {points[0][1]:.3f} to {points[-1][1]:.3f}"
             for label, points in series.items()
             if points
         )
-        return Picture(title, _svg(figure, name, f"{title} by epoch: {ends}"))
+        return Picture(title, svg_of(figure, name, f"{title} by epoch: {ends}"))
 
 
 def tsne_maps(
@@ -146,7 +147,7 @@ def tsne_maps(
     pictures = []
     for number, (title, vectors) in enumerate(spaces.items()):
         places = _tsne(vectors, seed)
-        with _drawing(4.6, 4.6) as (figure, axes):
+        with drawing(4.6, 4.6) as (figure, axes):
             for code, label in enumerate(classes):
                 members = np.asarray(labels) == label
                 axes.scatter(
@@ -165,7 +166,7 @@ def tsne_maps(
             if len(classes) <= 2 * len(COLOURS):
                 figure.legend(loc="outside lower center", ncols=2, handletextpad=0.2)
             about = f"{title}: {len(labels)} photos as points, coloured and shaped by class"
-            pictures.append(Picture(title, _svg(figure, f"tsne-{number}", about)))
+            pictures.append(Picture(title, svg_of(figure, f"tsne-{number}", about)))
     return pictures
 
 
@@ -195,7 +196,7 @@ def similarity_heatmaps(
         similarity = unit @ unit.T
         pairs = similarity[~np.eye(len(unit), dtype=bool)]
         low, high = np.quantile(pairs, [0.02, 0.98])
-        with _drawing(4.6, 4.3) as (figure, axes):
+        with drawing(4.6, 4.3) as (figure, axes):
             image = axes.imshow(
                 similarity, cmap="cividis", vmin=low, vmax=high, interpolation="none"
             )
@@ -216,7 +217,7 @@ def similarity_heatmaps(
                 f"{title}: similarity of every two photos, sorted by class; colours run from "
                 f"{low:.2f} to {high:.2f}"
             )
-            pictures.append(Picture(title, _svg(figure, f"heatmap-{number}", about)))
+            pictures.append(Picture(title, svg_of(figure, f"heatmap-{number}", about)))
     return pictures
 
 
@@ -238,7 +239,7 @@ def distance_histograms(
         distance = (1 - unit @ unit.T)[one, other]
         top = max(1.0, float(distance.max()))
         bins = np.linspace(min(0.0, float(distance.min())), top, 41).tolist()
-        with _drawing(4.6, 3.0) as (figure, axes):
+        with drawing(4.6, 3.0) as (figure, axes):
             for members, name, colour, dashes in (
                 (same, "same class", COLOURS[0], "-"),
                 (~same, "different classes", COLOURS[1], "--"),
@@ -260,7 +261,7 @@ def distance_histograms(
             axes.set_ylabel("% of pairs")
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
             about = f"{title}: distances of pairs of the same class and of different classes"
-            pictures.append(Picture(title, _svg(figure, f"distances-{number}", about)))
+            pictures.append(Picture(title, svg_of(figure, f"distances-{number}", about)))
     return pictures
 
 
@@ -274,7 +275,8 @@ def _wrapped(name: str) -> str:
 
 
 @contextmanager
-def _drawing(width_in: float, height_in: float) -> Iterator[tuple[Figure, Axes]]:
+def drawing(width_in: float, height_in: float) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure in the page's style, to be drawn on and given to :func:`svg_of`."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # the browser draws the text, with fonts of its own
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -282,7 +284,7 @@ def _drawing(width_in: float, height_in: float) -> Iterator[tuple[Figure, Axes]]
         yield figure, figure.subplots()
 
 
-def _svg(figure: Figure, name: str, description: str) -> str:
+def svg_of(figure: Figure, name: str, description: str) -> str:
     """The figure as an ``<svg>`` element whose ids start with ``name``."""
     with mpl.rc_context(_STYLE):
         file = io.StringIO()
