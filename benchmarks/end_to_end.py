@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 from unittest.mock import patch
 
 import harness
@@ -78,7 +78,7 @@ PARTS: Final = (
 (READ, DOWNSCALE, NETWORK, QUEUES, DECODE, MODEL, SERVER, WRITE, INDEX, FIND, OTHER) = PARTS
 _WAIT: Final = "waiting for the server"
 
-GRAPH: Final = "bare graph, in process"
+GRAPH: Final = "bare graph"
 SEARCH: Final = "photo → match"
 SMALL: Final = "downscaled photo → match"
 SIGN_UP: Final = "sign-up → match"
@@ -95,7 +95,6 @@ _NOTES: Final = {
 }
 
 Photos: TypeAlias = Iterator[bytes]
-_Call = TypeVar("_Call", bound=Callable[..., Any])
 
 
 def main() -> None:
@@ -189,7 +188,7 @@ class Stopwatch:
             self._count()
             self._parts.pop()
 
-    def timed(self, name: str, function: _Call) -> Callable[..., Any]:
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that counts to a part."""
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:

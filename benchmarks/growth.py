@@ -372,17 +372,18 @@ def _reached(
 
 def _curves_table(curves: Mapping[str, Curve], laws: Mapping[str, PowerLaw]) -> Table:
     columns = [
-        *(Column("exponent"), Column("95 % interval"), Column("smallest"), Column("costs")),
-        *(Column("largest"), Column("costs"), Column("unit")),
+        *(Column("exponent"), Column("smallest"), Column("costs"), Column("largest")),
+        *(Column("costs"), Column("unit")),
     ]
     rows = []
     for name, curve in curves.items():
         first, last = min(curve.points), max(curve.points)
         law = laws[name]
-        cells: list[Cell] = [law.exponent, f"{law.low:.2f} to {law.high:.2f}", f"{first:,}"]
-        cells += [_cell(curve.points[first]), f"{last:,}", _cell(curve.points[last]), curve.unit]
-        rows.append(Row(f"{curve.size}: {curve.cost}", cells))
-    return Table("Curves", columns, rows)
+        cells: list[Cell] = [Spread(law.exponent, law.low, law.high)]
+        cells += [f"{first:,}", _cell(curve.points[first])]
+        cells += [f"{last:,}", _cell(curve.points[last]), curve.unit]
+        rows.append(Row(curve.cost, cells, group=curve.size))
+    return Table("Curves", columns, rows, "Exponents with their 95 % intervals.")
 
 
 def _cell(cost: Spread) -> Spread | float:

@@ -34,11 +34,12 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import aiohttp
-import grpc  # type: ignore[import-untyped]  # it publishes no types
+import grpc
 import numpy as np
 from PIL import Image
 from rich.console import Console
@@ -49,17 +50,36 @@ from vibematch_export.triton import TritonServer
 
 SIZES: Final = ((14, (480, 640)), (5, (1080, 1440)), (1, (3024, 4032)))
 MODEL: Final = "style_encoder"
+GRPC_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 LEFT_OUT: Final = 0.2
 
 
 @dataclass(frozen=True)
 class Request:
-    """One photo as it goes over the wire: for both of Triton's protocols, and as it is."""
+    """One photo as it goes over the wire, in each protocol of :data:`SENDERS`.
+
+    Attributes:
+        grpc: Triton's message.
+        http: the same over HTTP.
+        http_header_length: bytes of JSON at its beginning.
+        photo: the file itself, the body of a request to ``/predict``.
+        data_uri: JSON for OpenAI's ``/embeddings`` with a photo for a text, as infinity has it.
+    """
 
     grpc: bytes
     http: bytes
     http_header_length: int
     photo: bytes
+    data_uri: bytes
+
+    def message(self, protocol: str) -> tuple[str, bytes, dict[str, str]]:
+        """Path, body and headers of the HTTP request in one of the protocols that use HTTP."""
+        if protocol == "http":
+            header = {"Inference-Header-Content-Length": str(self.http_header_length)}
+            return f"v2/models/{MODEL}/infer", self.http, header
+        if protocol == "photo":
+            return "predict", self.photo, {"Content-Type": "application/octet-stream"}
+        return "embeddings", self.data_uri, {"Content-Type": "application/json"}
 
 
 Send: TypeAlias = Callable[[Request], Awaitable[str]]
@@ -183,7 +203,18 @@ def prepare(photo: bytes, wait_s: float = 0) -> Request:
         message.parameters["timeout"].int64_param = int(wait_s * 1e6)
         header["parameters"] = {"timeout": int(wait_s * 1e6)}
     text = json.dumps(header).encode()
-    return Request(message.SerializeToString(), text + content, len(text), photo)
+    return Request(
+        grpc=message.SerializeToString(),
+        http=text + content,
+        http_header_length=len(text),
+        photo=photo,
+        data_uri=_data_uri(photo),
+    )
+
+
+def _data_uri(photo: bytes) -> bytes:
+    uri = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
+    return json.dumps({"model": "default", "modality": "image", "input": [uri]}).encode()
 
 
 # --- who sends it
@@ -193,7 +224,7 @@ def prepare(photo: bytes, wait_s: float = 0) -> Request:
 async def _grpc_sender(url: str, deadline: float) -> AsyncIterator[Send]:
     options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(url, options) as channel:
-        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        infer = channel.unary_unary(GRPC_METHOD)
 
         async def send(request: Request) -> str:
             try:
@@ -211,49 +242,18 @@ async def _grpc_sender(url: str, deadline: float) -> AsyncIterator[Send]:
         yield send
 
 
-def _http_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
-    def message(request: Request) -> tuple[bytes, dict[str, str]]:
-        return request.http, {"Inference-Header-Content-Length": str(request.http_header_length)}
-
-    return _posting(f"http://{url}/v2/models/{MODEL}/infer", deadline, message)
-
-
-def _photo_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
-    """For a server that takes a photo as the body of a request to ``/predict``."""
-
-    def message(request: Request) -> tuple[bytes, dict[str, str]]:
-        return request.photo, {"Content-Type": "application/octet-stream"}
-
-    return _posting(f"http://{url}/predict", deadline, message)
-
-
-def _data_uri_sender(url: str, deadline: float) -> AbstractAsyncContextManager[Send]:
-    """For a server that speaks OpenAI's embeddings with photos for texts, such as infinity."""
-
-    def message(request: Request) -> tuple[bytes, dict[str, str]]:
-        return data_uri_body(request.photo), {"Content-Type": "application/json"}
-
-    return _posting(f"http://{url}/embeddings", deadline, message)
-
-
-def data_uri_body(photo: bytes) -> bytes:
-    """JSON that asks for one photo's vector."""
-    uri = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
-    return json.dumps({"model": "default", "modality": "image", "input": [uri]}).encode()
-
-
 @asynccontextmanager
-async def _posting(
-    address: str, deadline: float, message: Callable[[Request], tuple[bytes, dict[str, str]]]
-) -> AsyncIterator[Send]:
+async def _http_sender(protocol: str, url: str, deadline: float) -> AsyncIterator[Send]:
     timeout = aiohttp.ClientTimeout(total=deadline)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def send(request: Request) -> str:
-            body, headers = message(request)
+            path, body, headers = request.message(protocol)
             try:
-                async with session.post(address, data=body, headers=headers) as answer:
+                async with session.post(
+                    f"http://{url}/{path}", data=body, headers=headers
+                ) as answer:
                     text = await answer.read()
             except TimeoutError:
                 return "late"
@@ -272,9 +272,7 @@ async def _posting(
 
 SENDERS: Final[dict[str, Callable[[str, float], AbstractAsyncContextManager[Send]]]] = {
     "grpc": _grpc_sender,
-    "http": _http_sender,
-    "photo": _photo_sender,
-    "data_uri": _data_uri_sender,
+    **{name: partial(_http_sender, name) for name in ("http", "photo", "data_uri")},
 }
 
 

@@ -462,7 +462,8 @@ class ProfileStore:
             if not meta.removals_since <= after <= meta.sequence:
                 users = [user.as_row() for user in all_users(database)]
                 return Changes(meta.sequence, users, None)
-            found = users_where(database, "revision > ? ORDER BY id", after)
+            # +id: by the index of revisions, not by going through all users in the order of ids
+            found = users_where(database, "revision > ? ORDER BY +id", after)
             removed = removed_after(database, meta, after)
             return Changes(meta.sequence, [user.as_row() for user in found], removed)
 

@@ -72,6 +72,31 @@ def store(folder: Path, manifest: Manifest) -> Iterator[ProfileStore]:
 # --- what it keeps
 
 
+def test_looking_for_changes_does_not_take_longer_with_more_users(store: ProfileStore) -> None:
+    def steps_for_the_last_change() -> int:
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        store.write([Profile("last", [photo(7)])])
+        with store.reading(), store._reader() as database:
+            database.set_progress_handler(count, 1)
+            assert len(store.changes(store.sequence - 1).users) == 1
+            database.set_progress_handler(None, 0)
+        store.remove("last")
+        return steps
+
+    store.write([Profile("first", [photo(0)])])
+    store.changes(0)  # looks at all indexes, once
+    few = steps_for_the_last_change()
+    store.write([Profile(f"user_{number}", [photo(number % 7)]) for number in range(1000)])
+    many = steps_for_the_last_change()
+    assert 0 < many <= 2 * few
+
+
 def test_what_was_written_is_there_after_reopening(store: ProfileStore, folder: Path) -> None:
     store.write(
         [
