@@ -15,8 +15,8 @@ index, its memory) has one figure for each size.
 - *photos each*: users with so many photos
 
 What breaks first: costs are carried on from the largest size that was measured to the members at
-which a limit is reached. Where each member is work of its own, that is done in proportion, unless
-the exponent's whole interval is above 1: a lower one only shows that small sizes have a fixed cost.
+which a limit is reached: in proportion where each member is work of its own, for there another
+exponent only shows that small sizes have a fixed cost; by the fitted exponent elsewhere.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Limit(NamedTuple):
 
 LIMITS: Final = (
     Limit("photos", 7 * 86_400, "embedding a photo of each anew takes a week", True),
-    Limit("build", 8 * 3_600, "making the search index anew takes a night of 8 hours", True),
+    Limit("build", 8 * 3_600, "making the search index anew takes a night of 8 hours", False),
     Limit("memory", 64_000, "the index fills 64 GB of memory", True),
     Limit("disk", 1e6, "store and snapshot fill 1 TB of disk", True),
     Limit("search", 50, "a search takes 50 ms", False),
@@ -354,10 +354,7 @@ def _result(
 
 def _exponent(limit: Limit, laws: Mapping[str, PowerLaw]) -> float:
     """By which a cost is carried on."""
-    law = laws[limit.curve]
-    if limit.of_each:
-        return law.exponent if law.low > 1 else 1.0
-    return max(0.0, law.exponent)
+    return 1.0 if limit.of_each else max(0.0, laws[limit.curve].exponent)
 
 
 def _reached(

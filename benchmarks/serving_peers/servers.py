@@ -40,7 +40,7 @@ CLIP_LAYERS: Final = 6
 _HEAD_DIM: Final = 64
 _PATCH: Final = 16
 _POLL_S: Final = 0.05
-_START_TIMEOUT_S: Final = 600
+START_TIMEOUT_S: Final = 600
 _LAST_WORDS: Final = 2000
 
 Vector = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Server:
         if protocol == "grpc":
             return _ask_grpc(url, request, timeout_s)
         path, content, headers = request.message(protocol)
-        asked = urllib.request.Request(f"http://{url}/{path}", content, headers)  # noqa: S310 - ours
+        asked = urllib.request.Request(f"http://{url}/{path}", content, headers)
         with urllib.request.urlopen(asked, timeout=timeout_s) as answer:  # noqa: S310
             body = answer.read()
         if protocol == "http":  # Triton's vectors are read over gRPC
@@ -228,7 +228,7 @@ class _NotStartedError(Exception):
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         with suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             address = f"http://127.0.0.1:{port}/health"
@@ -237,7 +237,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
         if process.poll() is not None:
             raise _NotStartedError(f"ended with status {process.returncode}")
         if time.monotonic() > deadline:
-            raise _NotStartedError(f"was not ready within {_START_TIMEOUT_S} s")
+            raise _NotStartedError(f"was not ready within {START_TIMEOUT_S} s")
         time.sleep(_POLL_S)
 
 

@@ -471,7 +471,8 @@ class HnswIndex:
         expected = round(share * users)
         needed = question.top_k + len(excluded)  # who was seen already is near
         fetch = planner.fetch_for(needed, max(share, 0.5 / max(users, 1)))
-        fetch = max(fetch, min(planner.ef_search(users), users // 4))  # costs no more
+        if wanted:  # costs no more, and more of them qualify
+            fetch = max(fetch, min(planner.ef_search(users), users // 4))
         graph_us = planner.graph_us(fetch, users, self._dim)
         scan_us = planner.scan_us(users, tried, expected, len(wanted), self._dim)
         plan = Plan("graph", users, expected, graph_us, scan_us, fetch)
@@ -564,9 +565,10 @@ class HnswIndex:
             last = np.partition(scores, -question.top_k)[-question.top_k]
             keep = scores >= last - _ROUNDING
             rows, scores = rows[keep], scores[keep]
+        users = self._users
         matches = [
-            Match(str(self._users[row]), min(max(score, -1.0), 1.0))
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
+            Match(str(users[row]), score)
+            for row, score in zip(rows.tolist(), scores.clip(-1.0, 1.0).tolist(), strict=True)
             if score >= least
         ]
         matches.sort(key=lambda match: (-match.score, match.user_id))
