@@ -31,12 +31,12 @@ _WORTH_ASKING: Final = 0.25
 
 # Microseconds, fitted to 200,000 users of 256 dimensions on one core (Zen 4); only their ratios
 # matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 150.0
-_GRAPH_US_PER_USER: Final = 1.0
-_SCAN_US: Final = 50.0
+_GRAPH_US: Final = 200.0
+_GRAPH_US_PER_USER: Final = 0.85
+_SCAN_US: Final = 170.0
 _SCAN_US_PER_ROW: Final = 0.0005
-_SCAN_US_PER_QUALIFYING: Final = 0.126
-_LISTS_US_PER_ROW: Final = 0.006
+_SCAN_US_PER_QUALIFYING: Final = 0.33
+_LISTS_US_PER_ROW: Final = 0.0005
 _DIM: Final = 256
 
 
