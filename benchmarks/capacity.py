@@ -100,7 +100,7 @@ class Measured:
         search_exponent: how a search grows with the users, 0 to 1.
         build_s: seconds to make the index of ``search_users`` anew, on the machine measured.
         build_exponent: how that grows with the users.
-        bytes_per_user: memory of the index.
+        bytes_per_user: memory of the index, with the pages of its files that searches read.
         process_bytes: memory of a process before it opens an index.
         disk_bytes_per_user: of a store and its snapshot, for a user with one photo.
         disk_bytes_per_photo: for each further photo.
@@ -260,7 +260,10 @@ def load(results: Path) -> tuple[Measured, dict[str, Any]]:
     users = max(by_users, key=int)
     index = {
         name: _figure(results, "search", "by_users", users, name)
-        for name in ("search_ms", "build_s", "bytes_per_user", "disk_bytes_per_user")
+        for name in (
+            *("search_ms", "build_s"),
+            *("bytes_per_user", "mapped_bytes_per_user", "disk_bytes_per_user"),
+        )
     }
     search_exponent = _figure(results, "growth", "exponents", "search")
     measured = Measured(
@@ -272,7 +275,7 @@ def load(results: Path) -> tuple[Measured, dict[str, Any]]:
         search_exponent=min(1.0, max(0.0, search_exponent)),
         build_s=index["build_s"],
         build_exponent=max(0.0, _figure(results, "growth", "exponents", "build")),
-        bytes_per_user=index["bytes_per_user"],
+        bytes_per_user=index["bytes_per_user"] + index["mapped_bytes_per_user"],
         process_bytes=_figure(results, "growth", "process_bytes"),
         disk_bytes_per_user=index["disk_bytes_per_user"],
         disk_bytes_per_photo=_figure(results, "growth", "disk_bytes_per_photo"),
@@ -402,7 +405,10 @@ _TAKEN: Final = {
 }
 _NOTE: Final = (
     "Computed by the formulas in capacity.py. Days of n machines are an n-th. Disk has room for "
-    "both models while all is embedded anew; photo files are not in it."
+    "both models while all is embedded anew; photo files are not in it. Cores for encoding are "
+    "those of the model alone: decoding photos and the server come on top (end_to_end.py says how "
+    "much). Searches are without a filter. Cores are of the backbone that model.py measured, A10Gs "
+    "of the 2B architecture."
 )
 
 

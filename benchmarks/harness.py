@@ -232,7 +232,9 @@ def publish(result: Result, args: argparse.Namespace) -> Path:
         "versions": versions([*PACKAGES, *content.pop("packages")]),
     }
     text = json.dumps({**stated, **content}, indent=1)
-    path.write_text(text + "\n")
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(text + "\n")
+    unfinished.replace(path)
     if args.json:
         print(text)
     else:

@@ -5,7 +5,7 @@
 Everything is drawn from the JSON files alone. In a table, rows of the same group compete in each
 column that says which figures are better. Where a peer is better than the best of our rows, and
 the two spreads (median and quartiles) do not overlap, our cell is bold and a sentence below the
-table says by how much; a plain number counts as a spread of half a percent to each side.
+table says by how much; a spread reaches at least half a percent to each side.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Content = Mapping[str, Any]
 
 COMPUTED: Final = "computed, not measured"
 NOTHING: Final = "\N{EN DASH}"
-ORDER: Final = ("model", "serving", "serving_overhead", "search", "search_curves", "end_to_end",
+ORDER: Final = ("model", "serving", "serving_overhead", "search", "end_to_end",
                 "growth", "gpu_features", "a10g", "capacity", "client_size", "guard")  # fmt: skip
-_PLAIN: Final = 0.005
+_LEAST: Final = 0.005
 _WIDTH: Final = 120
 _LABEL_WIDTH: Final = 20
 _ARROWS: Final = {"less": " ↓", "more": " ↑", None: ""}
@@ -144,11 +144,12 @@ def spread(cell: Any) -> tuple[float, float, float] | None:
     if isinstance(cell, list):
         median, low, high = cell
     elif isinstance(cell, int | float) and not isinstance(cell, bool):
-        half = _PLAIN * abs(cell)
-        low, median, high = cell - half, cell, cell + half
+        low = median = high = cell
     else:
         return None
-    return (low, median, high) if math.isfinite(median) else None
+    half = _LEAST * abs(median)
+    found = (min(low, median - half), median, max(high, median + half))
+    return found if math.isfinite(median) else None
 
 
 # --- figures as text

@@ -60,9 +60,9 @@ JOBS: Final = {
         Job("model", ("--backbone", "2b")),
         Job("serving", ("--backbone", "2b")),
         Job("serving_overhead", ("--backbone", "2b")),
-        Job("search", ("--full", "--index", "build/benchmarks/search")),
         Job("end_to_end", ("--backbone", "2b")),
-        Job("growth", ("--backbone", "2b")),
+        Job("growth", ("--backbone", "2b")),  # before search, which fills the disk
+        Job("search", ("--full", "--index", "build/benchmarks/search")),
         Job("client_size"),
         Job("a10g"),
         Job("capacity", ("--results", "{out}")),
@@ -161,7 +161,10 @@ def _has_result(job: Job, out: Path, commit: str) -> bool:
     path = out / f"{job.script}.json"
     if not commit or commit.endswith("+") or not path.is_file():
         return False
-    return bool(json.loads(path.read_text())["commit"] == commit)
+    try:
+        return bool(json.loads(path.read_text())["commit"] == commit)
+    except (ValueError, LookupError):  # not whole, or not a result
+        return False
 
 
 def _log(job: Job, out: Path) -> Path:

@@ -24,6 +24,8 @@ Mask: TypeAlias = npt.NDArray[np.bool_]
 
 COSINE_IN_CLUSTER: Final = 0.7
 LOTS: Final = 1000
+COMMON_SHARES: Final = (0.1, 0.03, 0.01)
+"""Of all users who qualify, in the filters that every run asks about."""
 GENDERS: Final = ("F", "M")
 _YOUNGEST: Final = 18
 _OLDEST: Final = 60
@@ -159,7 +161,7 @@ NO_FILTER: Final = "no filter"
 
 def simple_cases(people: People) -> list[Case]:
     """No filter, and filters that have nothing to do with style."""
-    lots = [_some_lots(people, share) for share in (0.1, 0.03, 0.01)]
+    lots = [_some_lots(people, share) for share in COMMON_SHARES]
     return [unfiltered(people.queries), *lots]
 
 
@@ -241,9 +243,13 @@ def _some_lots(people: People, share: float) -> Case:
         first, last = lots(query)
         return (people.lot >= first) & (people.lot <= last)
 
-    name = f"{share:.1%} of all".replace(".0%", "%")
-    case = _asked_by_vector(people, name, mask, lambda query: {"lot": lots(query)})
+    case = _asked_by_vector(people, share_name(share), mask, lambda query: {"lot": lots(query)})
     return case._replace(lots=lots)
+
+
+def share_name(share: float) -> str:
+    """What the tables call the case where this share of all users qualifies."""
+    return f"{share:.1%} of all".replace(".0%", "%")
 
 
 def exact(people: People, case: Case, top_k: int) -> list[Rows]:
