@@ -44,7 +44,7 @@ _SKELETON: Final = 1 / 20
 
 A graph that gets one list after the other is a worse graph, but for users who find some of every
 list there already. And hnswlib keeps users in memory in the order in which they came: with the
-lists together a search reads what is side by side, a quarter quicker.
+lists together a search reads what is side by side.
 """
 _MOST_TWINS: Final = 16
 """So many users with the very same vector are in the graph, half as many as each has links there.
