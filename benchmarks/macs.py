@@ -229,7 +229,7 @@ def config_2b() -> Qwen3VLConfig:
 
 # --- on this machine
 
-_ROWS, _INNER, _COLUMNS = 1728, 2048, 6144  # the 2B decoder's MLP with 8 photos of 448x448
+_ROWS, _INNER, _COLUMNS = 864, 2048, 6144  # the 2B decoder's MLP with 4 photos of 448x448
 _TRIES: Final = 5
 
 

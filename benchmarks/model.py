@@ -1,7 +1,7 @@
 """How long does a photo take on this CPU, and in how much memory, by each way to run the model?
 
     python benchmarks/model.py                      # tiny backbone, 2 minutes
-    python benchmarks/model.py --backbone 2b        # about an hour, 24 GB of memory, 14 GB of disk
+    python benchmarks/model.py --backbone 2b        # over an hour, 24 GB of memory, 14 GB of disk
     python benchmarks/model.py --backbone 2b --canvas 448x448 --batch 1 --engines "ours int8"
 
 All engines have the same weights, see the same photos (uint8 pixels of noise, which cost what
@@ -31,8 +31,8 @@ import harness
 import numpy as np
 import numpy.typing as npt
 from harness import Axis, Column, Plot, Result, Row, Series, Spread, Table
-from macs import Format, Work, matrix_rates, photo_work, read_rate
-from model_engines import ENGINES, Files, Place, in_child, said
+from macs import Format, Rate, Work, matrix_rates, photo_work, read_rate
+from model_engines import ENGINES, Files, Place, said
 from models import WEIGHTS, noise
 
 from vibematch.preprocess import Preprocessing
@@ -98,6 +98,7 @@ class Contender:
     def end(self) -> None:
         """End the process, which gives its memory back."""
         self._pipe.close()
+        self._process.join(0 if self.failed else 10)  # it ends by itself when nobody asks any more
         self._process.kill()
         self._process.join()
 
@@ -135,13 +136,15 @@ class _Held:
         self.compute(1)
 
     def prepare(self, batch: int) -> None:
-        if self._engine.by_batch:
+        if self._engine.by_batch and batch > 1:  # loading compiled for one
             self.compute(batch)
         self._distance = 0.0
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of memory so far: proc(5)
 
     def compute(self, batch: int) -> None:
         features = self._run(self._photos[:batch])[: len(self._reference)].astype(np.float64)
+        if not np.isfinite(features).all():
+            raise ValueError("its features are not finite")
         reference = self._reference[: len(features)]
         norms = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
         cosines = (features * reference).sum(axis=1) / norms
@@ -251,11 +254,11 @@ def measure(args: argparse.Namespace, parts: Parts) -> dict[str, dict[str, Any]]
     for size in args.canvas:
         place = Place(args.work, args.backbone, Preprocessing(*parse_size(size)))
         files = Files(place, keep=args.keep)
-        chosen = [[name for name in names if name in args.engines] for names in TOGETHER]
-        for number, names in enumerate(chosen):
+        sessions = _sessions(args.engines)
+        for number, names in enumerate(sessions):
             together = Together(names, place, files, max(args.batch))
             try:
-                for batch in args.batch if names else ():
+                for batch in args.batch:
                     times = turns(args.turns, batch)
                     part = parts.get(
                         f"{size}, batch {batch}, {times} turns: {', '.join(names)}",
@@ -264,8 +267,18 @@ def measure(args: argparse.Namespace, parts: Parts) -> dict[str, dict[str, Any]]
                     _add(part, found.setdefault(f"{size}, batch {batch}", {}))
             finally:
                 together.end()
-                files.remove_all_but([name for later in chosen[number + 1 :] for name in later])
+                files.remove_all_but([name for later in sessions[number + 1 :] for name in later])
     return found
+
+
+def _sessions(engines: Sequence[str]) -> list[list[str]]:
+    """Which of the chosen ones are in memory together; none where another session has them all."""
+    sessions: list[list[str]] = []
+    for together in sorted(TOGETHER, key=lambda names: -len(set(names) & set(engines))):
+        names = [name for name in together if name in engines]
+        if not any(set(names) <= set(other) for other in [[], *sessions]):
+            sessions.append(names)
+    return sessions
 
 
 def turns(with_one: int, batch: int) -> int:
@@ -291,10 +304,9 @@ def _add(part: dict[str, Any], found: dict[str, Any]) -> None:
         found[name] = figures
 
 
-def rates() -> dict[str, dict[str, Any]]:
+def rates() -> dict[str, Rate]:
     """Of the machine: by number format, and ``read`` in bytes per second."""
-    found = {name: rate._asdict() for name, rate in matrix_rates().items()}
-    return {**found, "read": read_rate()._asdict()}
+    return {**matrix_rates(), "read": read_rate()}
 
 
 # --- the result
@@ -315,8 +327,9 @@ def main() -> None:
         "seed": args.seed,
     }
     parts = Parts(args.work / f"model-parts-{args.backbone}.json", setting)
-    limits = parts.get("rates", partial(in_child, rates))
+    before = rates()
     found = measure(args, parts)
+    limits = {name: max(rate, before[name]) for name, rate in rates().items()}
     harness.publish(result(args, found, limits, _notes(found, missing, parts.kept)), args)
     if args.whole:
         parts.forget()
@@ -361,14 +374,14 @@ def _notes(found: dict[str, dict[str, Any]], missing: Sequence[str], kept: int) 
         named = ", ".join(missing)
         notes.append(f"{named}: not installed; pip install -e '.[benchmarks]' installs them.")
     if kept:
-        notes.append(f"{kept} parts of this were measured by earlier runs of the same setting.")
+        notes.append(f"Measured by earlier runs of the same setting: {kept} of the parts.")
     return notes
 
 
 def result(
     args: argparse.Namespace,
     found: dict[str, dict[str, Any]],
-    limits: dict[str, dict[str, Any]],
+    limits: dict[str, Rate],
     notes: list[str],
 ) -> Result:
     """Table and plots.
@@ -376,7 +389,7 @@ def result(
     Args:
         args: what was asked for.
         found: what :func:`measure` gives.
-        limits: what :func:`rates` gives.
+        limits: what :func:`rates` gives, the better of before and after.
         notes: sentences for the reader.
     """
     main_size = CANVASES[args.backbone][0]
@@ -394,7 +407,7 @@ def result(
             "threads": harness.CORES,
             "gmac_per_photo": {size: round(work.macs / 1e9, 2) for size, work in works.items()},
             "giga multiply-adds (read: GB) per second": {
-                name: f"{rate['per_s'] / 1e9:.4g} ({rate['by']})" for name, rate in limits.items()
+                name: f"{rate.per_s / 1e9:.4g} ({rate.by})" for name, rate in limits.items()
             },
         },
         tables=[_table(args, found, limits, counts)],
@@ -410,7 +423,7 @@ def result(
                 if "failed" not in figures
             },
             "measured": found,
-            "limits_per_s": {name: rate["per_s"] for name, rate in limits.items()},
+            "limits_per_s": {name: rate.per_s for name, rate in limits.items()},
         },
         packages=PEERS,
     )
@@ -423,7 +436,7 @@ def _work(backbone: Any, size: str) -> Work:
 def _table(
     args: argparse.Namespace,
     found: dict[str, dict[str, Any]],
-    limits: dict[str, dict[str, Any]],
+    limits: dict[str, Rate],
     counts: Sequence[str],
 ) -> Table:
     columns = [
@@ -456,9 +469,9 @@ def _table(
         f"Medians and quartiles of {', '.join(counts)}, taken in turns. Time over ours is the "
         "median of the ratios within a turn, against our int8 graph, or our fp32 graph among "
         "float32. The limit is every matrix product at the rate measured here for its number "
-        "format, and nothing else. Peak memory is the process's own while it computes, without "
-        "files that are mapped. 1 - cosine is of the pooled features with Hugging Face's in "
-        "float32, the largest seen."
+        "format (the better of before and after), and nothing else. Peak memory is the "
+        "process's own while it computes, without files that are mapped. 1 - cosine is of the "
+        "pooled features with Hugging Face's in float32, the largest seen."
     )
     return Table("A photo", columns, rows, note)
 
@@ -467,8 +480,8 @@ def _cases(args: argparse.Namespace) -> list[tuple[str, int, str]]:
     return [(size, batch, f"{size}, batch {batch}") for size in args.canvas for batch in args.batch]
 
 
-def _least_s(backbone: Any, size: str, name: str, limits: dict[str, dict[str, Any]]) -> float:
-    per_s: dict[Format, float] = {name: limits[name]["per_s"] for name in ("int8", "bf16", "fp32")}
+def _least_s(backbone: Any, size: str, name: str, limits: dict[str, Rate]) -> float:
+    per_s: dict[Format, float] = {name: limits[name].per_s for name in ("int8", "bf16", "fp32")}
     return _work(backbone, size).least_s(per_s, ENGINES[name].layers, ENGINES[name].attention)
 
 
@@ -488,16 +501,16 @@ def _by_batch(args: argparse.Namespace, found: dict[str, dict[str, Any]], size: 
 
 
 def _roofline(
-    args: argparse.Namespace, found: dict[str, dict[str, Any]], limits: dict[str, dict[str, Any]]
+    args: argparse.Namespace, found: dict[str, dict[str, Any]], limits: dict[str, Rate]
 ) -> Plot:
     """Points of all canvases and batches under the machine's measured limits."""
-    read = limits["read"]["per_s"]
+    read = limits["read"].per_s
     intensities = [2.0**power for power in range(-1, 12)]
     series = [
         Series(
             f"limit {name}",
             intensities,
-            [min(limits[name]["per_s"], read * one) / 1e9 for one in intensities],
+            [min(limits[name].per_s, read * one) / 1e9 for one in intensities],
         )
         for name in ("int8", "bf16", "fp32")
     ]

@@ -82,6 +82,7 @@ def _transformers(dtype: torch.dtype, compiled: bool, place: Place) -> Run:
     torch.set_num_threads(CORES)
     made = recipe(place.backbone, place.canvas, dtype)
     if compiled:
+        torch._logging.set_logs(dynamo=logging.ERROR)  # it warns of what it cannot compile
         made.backbone.model.compile()
     return lambda pixels: pooled_features(pixels, made).numpy()
 

@@ -1,119 +1,92 @@
 """What the server adds to preprocessing and ONNX Runtime in one process: time, and throughput lost.
 
-    python benchmarks/serving_overhead.py runs/style/export/fp32
-    python benchmarks/serving_overhead.py build/benchmark/int8 --photos 8 --seconds 60   # 2B
+    python benchmarks/serving_overhead.py                  # tiny backbone
+    python benchmarks/serving_overhead.py --backbone 2b    # a quarter of an hour
+    python benchmarks/serving_overhead.py --model runs/style/export/fp32
 
 Both sides use the same graph, kernels, preprocessing, photos and threads. Alone: one photo at a
 time, server and process in turn, and the median of the differences within a turn. Saturated: 16
 clients against as many photos from one process that decodes ahead in as many threads as the server
 has decoders, in turn, and the median of the ratios; in one process photos are computed one by one,
-which on these CPUs is as fast as batches. A folder that holds nothing but a graph, such
-as those of ``cpu_export.py``, is given a manifest for the purpose.
+which on these CPUs is as fast as batches.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
+import harness
+import models
 import numpy as np
 import onnxruntime
+from harness import Bar, Column, Result, Row, Spread, Table, take_turns
 from serving_load import MODEL, photos
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
-from vibematch.manifest import FILENAME, Manifest
+from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing, preprocess
-from vibematch_export import kernels
-from vibematch_export.canary import write_canary
 from vibematch_export.repository import CPU, PROFILES, write_repository
 from vibematch_export.triton import TritonServer
 
-CLIENTS = 16
-Encode = Callable[[bytes], Any]
+CLIENTS: Final = 16
+PROMISED: Final = 0.03
+"""Of the bare graph's throughput, what the server may cost at most."""
+SERVER: Final = "server"
+PROCESS: Final = "one process"
+DEFAULTS: Final = {"tiny": (100, 5, 8.0), "2b": (8, 3, 60.0)}
+"""Photos alone, turns of saturation, and the seconds of one."""
+CANVAS: Final = {"tiny": Preprocessing(224, 224), "2b": Preprocessing(448, 448)}
+
+Encode: TypeAlias = Callable[[bytes], Any]
+Seconds: TypeAlias = dict[str, list[float]]
+Rates: TypeAlias = dict[str, list[float]]
 
 
 def main() -> None:
-    """Serve the model, measure both sides in turn, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="exported model folder")
-    parser.add_argument("--photos", type=int, default=100, help="one at a time, each side")
-    parser.add_argument("--turns", type=int, default=5, help="of saturation, each side")
-    parser.add_argument("--seconds", type=float, default=8, help="of one such turn")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of sentences")
-    args = parser.parse_args()
-    session = _session(args.model)
-    with tempfile.TemporaryDirectory(dir=args.model.parent) as workshop:
-        model = _completed(args.model, session, Path(workshop, "model"))
-        canvas = Manifest.load(model).preprocessing
-        with (
-            TritonServer(write_repository(Path(workshop, "repository"), model)) as server,
-            InferenceServerClient(server.grpc_url) as client,
-        ):
-
-            def served(photo: bytes) -> None:
-                _ask(client, photo)
+    """Serve the model, measure both sides in turn, publish."""
+    args = _arguments()
+    model = args.model or models.exported(args.work, args.backbone, CANVAS[args.backbone], "int8")
+    manifest = Manifest.load(model)
+    canvas = manifest.preprocessing
+    session = models.session(model)
+    with tempfile.TemporaryDirectory(dir=model.parent) as workshop:
+        repository = write_repository(Path(workshop, "repository"), model)
+        with TritonServer(repository) as server, InferenceServerClient(server.grpc_url) as client:
 
             def in_process(photo: bytes) -> None:
                 session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
 
-            report = {
-                "model": str(args.model),
-                "cores": len(os.sched_getaffinity(0)),
-                "alone": _alone(served, in_process, args.photos),
-                "saturated": _saturated(server.grpc_url, session, canvas, args),
-            }
-    if args.json:
-        print(json.dumps(report, indent=2))
-    else:
-        _print(report)
+            alone = _alone(lambda photo: _ask(client, photo), in_process, args.photos, args.seed)
+            rates = _saturated(
+                lambda: _served_rate(server.grpc_url, args.seconds, args.seed),
+                lambda: _in_process_rate(session, canvas, args.seconds, args.seed),
+                args,
+            )
+    harness.publish(result(args, manifest, alone, rates), args)
 
 
-# --- the two sides
-
-
-def _session(model: Path) -> onnxruntime.InferenceSession:
-    """As ``style_embed`` makes its own."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    kernels.register(options)
-    return onnxruntime.InferenceSession(
-        model / "model.onnx", options, providers=["CPUExecutionProvider"]
+def _arguments() -> argparse.Namespace:
+    parser = harness.arguments(__doc__, "serving_overhead")
+    parser.add_argument("--model", type=Path, help="an exported model folder of your own")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/benchmarks/models"), help="folder of models"
     )
-
-
-def _completed(model: Path, session: onnxruntime.InferenceSession, made: Path) -> Path:
-    """``model``, or a copy with what a bare graph lacks to be served."""
-    if (model / FILENAME).is_file():
-        return model
-    made.mkdir()
-    for weights in model.glob("model.onnx*"):
-        os.link(weights.resolve(), made / weights.name)
-    _, _, height, width = session.get_inputs()[0].shape
-    dim = next(output.shape[1] for output in session.get_outputs() if output.name == "embedding")
-    canvas = Preprocessing(height, width)
-    Manifest(
-        embedding_dim=dim,
-        preprocessing=canvas,
-        prompt="",
-        pooling="mean",
-        backbone=str(model),
-        backbone_sha256="0" * 64,
-        head="paper",
-        head_sha256="0" * 64,
-        precision="int8",
-    ).save(made)
-    write_canary(made, lambda pixels: session.run(["embedding"], {"pixels": pixels})[0], canvas)
-    return made
+    parser.add_argument("--photos", type=int, help="one at a time, each side")
+    parser.add_argument("--turns", type=int, help="of saturation, each side")
+    parser.add_argument("--seconds", type=float, help="of one such turn")
+    args = parser.parse_args()
+    names = ("photos", "turns", "seconds")
+    for name, default in zip(names, DEFAULTS[args.backbone], strict=True):
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    return args
 
 
 def _ask(client: InferenceServerClient, photo: bytes) -> None:
@@ -125,57 +98,40 @@ def _ask(client: InferenceServerClient, photo: bytes) -> None:
 # --- what is measured
 
 
-def _alone(served: Encode, in_process: Encode, count: int) -> dict[str, float]:
-    sent = [photo for photo in photos() if len(photo) < 500_000]  # no 12 megapixels among them
+def _alone(served: Encode, in_process: Encode, turns: int, seed: int) -> Seconds:
+    sent = [photo for photo in photos(seed) if len(photo) < 500_000]  # no 12 megapixels among them
     for encode in (served, in_process):
         encode(sent[0])
-    times = [
-        [_seconds(encode, sent[number % len(sent)]) for encode in (served, in_process)]
-        for number in range(count)
-    ]
-    differences = [theirs - ours for theirs, ours in times]
-    return {
-        "server_ms": 1000 * statistics.median(theirs for theirs, _ in times),
-        "in_process_ms": 1000 * statistics.median(ours for _, ours in times),
-        "overhead_ms": 1000 * statistics.median(differences),
+    coming = {side: itertools.cycle(sent) for side in (SERVER, PROCESS)}
+    sides = {
+        SERVER: lambda: served(next(coming[SERVER])),
+        PROCESS: lambda: in_process(next(coming[PROCESS])),
     }
+    return take_turns(sides, turns, "one photo at a time", seed=seed)
 
 
-def _seconds(encode: Encode, photo: bytes) -> float:
-    began = time.perf_counter()
-    encode(photo)
-    return time.perf_counter() - began
-
-
-def _saturated(
-    url: str,
-    session: onnxruntime.InferenceSession,
-    canvas: Preprocessing,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    pairs = [
-        (_served_rate(url, args.seconds), _in_process_rate(session, canvas, args.seconds))
-        for _ in range(args.turns)
-    ]
-    return {
-        "server_per_s": statistics.median(theirs for theirs, _ in pairs),
-        "in_process_per_s": statistics.median(ours for _, ours in pairs),
-        "ratios": [theirs / ours for theirs, ours in pairs],
-        "ratio": statistics.median(theirs / ours for theirs, ours in pairs),
+def _saturated(served: Callable[[], float], in_process: Callable[[], float], args: Any) -> Rates:
+    """Photos a second of each side in each turn."""
+    rates: Rates = {SERVER: [], PROCESS: []}
+    sides = {
+        SERVER: lambda: rates[SERVER].append(served()),
+        PROCESS: lambda: rates[PROCESS].append(in_process()),
     }
+    take_turns(sides, args.turns, "saturated", seed=args.seed)
+    return rates
 
 
-def _served_rate(url: str, seconds: float) -> float:
+def _served_rate(url: str, seconds: float, seed: int) -> float:
     with InferenceServerClient(url) as client:
-        return _rate(lambda photo: _ask(client, photo), CLIENTS, seconds)
+        return _rate(lambda photo: _ask(client, photo), CLIENTS, seconds, seed)
 
 
 def _in_process_rate(
-    session: onnxruntime.InferenceSession, canvas: Preprocessing, seconds: float
+    session: onnxruntime.InferenceSession, canvas: Preprocessing, seconds: float, seed: int
 ) -> float:
     """Decode ahead in threads, compute in this one."""
     decoders = PROFILES[CPU].preprocess_processes
-    sent = photos()
+    sent = photos(seed)
     with ThreadPoolExecutor(decoders) as pool:
         ahead = [pool.submit(preprocess, sent[n], canvas) for n in range(2 * decoders)]
         began = time.perf_counter()
@@ -188,9 +144,12 @@ def _in_process_rate(
     return done / took
 
 
-def _rate(encode: Encode, clients: int, seconds: float) -> float:
-    """Answers a second of a closed loop, from the first answer on."""
-    sent = photos()
+def _rate(encode: Encode, clients: int, seconds: float, seed: int) -> float:
+    """Answers a second of a closed loop, which keeps the server at work until the last of them.
+
+    Counted from the first answer on, a server that answers whole batches would seem faster.
+    """
+    sent = photos(seed)
     began = time.perf_counter()
     done: list[float] = []
 
@@ -202,21 +161,69 @@ def _rate(encode: Encode, clients: int, seconds: float) -> float:
 
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))
-    done.sort()
-    return (len(done) - 1) / (done[-1] - done[0])
+    return len(done) / (max(done) - began)
 
 
-def _print(report: dict[str, Any]) -> None:
-    alone, saturated = report["alone"], report["saturated"]
-    print(
-        f"alone      {alone['server_ms']:.1f} ms a photo, {alone['in_process_ms']:.1f} in process: "
-        f"the server adds {alone['overhead_ms']:.2f} ms"
+# --- the result
+
+
+def result(args: argparse.Namespace, manifest: Manifest, alone: Seconds, rates: Rates) -> Result:
+    """Both tables, and the bar."""
+    canvas = manifest.preprocessing
+    lost = Spread.of(1 - share for share in _shares(rates))
+    added = [theirs - ours for theirs, ours in zip(alone[SERVER], alone[PROCESS], strict=True)]
+    return Result(
+        name="serving_overhead",
+        question="What does the server cost beside the bare graph in one process?",
+        setting={
+            "weights": str(args.model) if args.model else models.WEIGHTS[args.backbone],
+            "dtype": manifest.precision,
+            "canvas": f"{canvas.height}x{canvas.width}",
+            "threads": harness.CORES,
+            "batch": "1 photo a request; the server makes batches of what waits",
+            "clients when saturated": CLIENTS,
+            "photos alone": args.photos,
+            "turns": args.turns,
+            "seconds of a turn": args.seconds,
+        },
+        tables=[
+            Table(
+                "One photo at a time",
+                [Column("photo", "ms"), Column("more than in one process", "ms")],
+                [
+                    Row(SERVER, [_ms(alone[SERVER]), _ms(added)], ours=True),
+                    Row(PROCESS, [_ms(alone[PROCESS]), None]),
+                ],
+            ),
+            Table(
+                "Saturated",
+                [Column("answers", "photos/s"), Column("of one process", "x")],
+                [
+                    Row(SERVER, [Spread.of(rates[SERVER]), Spread.of(_shares(rates))], ours=True),
+                    Row(PROCESS, [Spread.of(rates[PROCESS]), None]),
+                ],
+                note="The process decodes ahead in threads, and has no requests to take or answer.",
+            ),
+        ],
+        bars=[
+            Bar(
+                f"the server costs at most {PROMISED:.0%} of the bare graph's throughput",
+                f"{lost.median:.1%} ({lost.low:.1%} to {lost.high:.1%})",
+                met=lost.median <= PROMISED,
+            )
+        ],
+        notes=["The clients run on the same cores as the server."],
+        packages=["grpcio"],
+        figures={"alone_s": alone, "photos_per_s": rates},
     )
-    print(
-        f"saturated  {saturated['server_per_s']:.2f} photos a second, "
-        f"{saturated['in_process_per_s']:.2f} in process: {saturated['ratio']:.1%} of it "
-        f"({min(saturated['ratios']):.1%} to {max(saturated['ratios']):.1%})"
-    )
+
+
+def _shares(rates: Rates) -> list[float]:
+    return [theirs / ours for theirs, ours in zip(rates[SERVER], rates[PROCESS], strict=True)]
+
+
+def _ms(seconds: list[float]) -> Spread:
+    return Spread.of(1000 * one for one in seconds)
 
 
 if __name__ == "__main__":

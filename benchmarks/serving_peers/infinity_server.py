@@ -1,8 +1,9 @@
 """infinity-emb over a CLIP of random weights: another model, of about the same work for a photo.
 
-infinity 0.0.77 needs transformers 4.47, which has no Qwen3-VL, and takes from it what has CLIP's
-``get_image_features``. It runs in an environment of its own (``requirements-infinity.txt``), so
-nothing of ours is imported here. On a CPU it loads float32 and nothing else.
+infinity 0.0.77 serves what has CLIP's ``get_image_features`` and ``get_text_features``; the latter
+Qwen3-VL has not. It needs a transformers before 5, so it runs in an environment of its own
+(``requirements-infinity.txt``), and nothing of ours is imported here. On a CPU it loads float32 and
+nothing else.
 """
 
 from __future__ import annotations

@@ -79,8 +79,9 @@ class Server:
             self.signal(signal.SIGSTOP)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all its processes; stopped ones take nothing from others."""
-        for process in self.processes():
+        """Send a signal to all its processes: children wake before those that watch them."""
+        processes = self.processes()
+        for process in reversed(processes) if number == signal.SIGCONT else processes:
             with suppress(ProcessLookupError):
                 os.kill(int(process.name), number)
 
@@ -120,12 +121,14 @@ class Contender(NamedTuple):
         start: runs it; ready when entered.
         model: what it computes with; only those of the same model compete.
         ours: whether it is ours.
+        overloaded: whether it is asked for more than it can do: of each kind of server, one.
     """
 
     label: str
     start: Callable[[], AbstractContextManager[Server]]
     model: str = "same weights"
     ours: bool = False
+    overloaded: bool = False
 
 
 @contextmanager
