@@ -39,6 +39,7 @@ from serving_measure import (
     HTTP,
     IDLE_S,
     LIMIT_TIMES,
+    ONCE,
     PLANS,
     TWICE,
     Limits,
@@ -50,7 +51,6 @@ from serving_measure import (
     percentile,
     pooled,
     start,
-    sustained_share,
 )
 from serving_peers import servers
 from serving_peers.servers import FASTAPI, Contender
@@ -279,7 +279,7 @@ def _sustained_table(found: Sequence[Measured], plan: Plan, limits: Limits) -> T
 
 def _open_table(found: Sequence[Measured], plan: Plan) -> Table:
     rows = []
-    for share, one in itertools.product((*plan.rates, TWICE), found):
+    for share, one in itertools.product((*plan.rates, ONCE, TWICE), found):
         if share not in one.phases:
             continue
         phases = one.phases[share]
@@ -427,13 +427,15 @@ def _bars(found: Sequence[Measured], plan: Plan, limits: Limits) -> list[Bar]:
     if peer is None:
         return []
     ours = by_label["vibematch int8"]
-    theirs = percentile(pooled(peer.phases[sustained_share(peer, plan, limits)], plan.open_s), 0.99)
-    twice = percentile(pooled(ours.phases[TWICE], plan.open_s), 0.99)
+    at_once = pooled(peer.phases[ONCE], plan.open_s)
+    at_twice = pooled(ours.phases[TWICE], plan.open_s)
+    theirs, twice = percentile(at_once, 0.99), percentile(at_twice, 0.99)
     times = harness.ratio(ours.capacity(), peer.capacity())
     return [
         Bar(
             f"at twice the throughput that {FASTAPI} sustains, p99 is no worse",
-            f"p99 {twice:.3g} s against {theirs:.3g} s; capacity {times} times",
+            f"p99 {twice:.3g} s of {len(at_twice)} photos against {theirs:.3g} s of "
+            f"{len(at_once)}; capacity {times} times",
             met=math.isfinite(twice) and twice <= theirs,
         )
     ]

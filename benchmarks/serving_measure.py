@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import math
 import signal
@@ -34,7 +35,9 @@ WAIT_SHARE: Final = 1 / 3
 CLOSED: Final = "closed"
 DOWNSCALED: Final = "downscaled by the client"
 HTTP: Final = "over HTTP"
+ONCE: Final = "at the rate it sustains"
 TWICE: Final = "at twice the peer's rate"
+BAR_TURNS: Final = 2
 IDLE_S: Final = 0.5
 
 
@@ -103,7 +106,7 @@ class Measured:
         idle_cores: CPU that it uses while nothing is asked.
         vectors: of the first photos.
         phases: of closed loops by :data:`CLOSED` or the variant's name, of open ones by their share
-            of the capacity or :data:`TWICE`.
+            of the capacity, :data:`ONCE` or :data:`TWICE`.
     """
 
     contender: Contender
@@ -193,25 +196,30 @@ def measure(
     """All phases, in turns among the servers; figures go into ``found``, whose first is ours."""
     sent = photos(seed)
     requests = [prepare(photo) for photo in sent]
+    open_load = Load(plan.open_s, limits.patience_s, seed=seed)
     _closed_loops(found, plan, limits, seed, requests, canvas)
     for share in plan.rates:
-
-        def open_loop(one: Measured, share: float = share) -> None:
-            _open_loop(one, share, plan.open_s, limits.patience_s, requests, seed)
-
-        loops = {one.contender.label: partial(open_loop, one) for one in found}
+        loops = {
+            one.contender.label: partial(
+                _open_loop, one, share, share * one.median_capacity(), open_load, requests
+            )
+            for one in found
+        }
         harness.take_turns(loops, plan.turns[1], f"open, {share:g} of capacity", seed=seed)
     peer = next((one for one in found if one.contender.label == FASTAPI), None)
     if peer is not None:
-        rate = 2 * peer.median_capacity() * sustained_share(peer, plan, limits)
-        for turn in range(plan.turns[1]):
-            load = Load(plan.open_s, limits.patience_s, rate, seed=seed + turn)
-            _add(found[0], TWICE, load, requests)
+        rate = peer.median_capacity() * sustained_share(peer, plan, limits)
+        loops = {
+            FASTAPI: partial(_open_loop, peer, ONCE, rate, open_load, requests),
+            TWICE: partial(_open_loop, found[0], TWICE, 2 * rate, open_load, requests),
+        }
+        harness.take_turns(loops, BAR_TURNS, "what the peer sustains, and twice", seed=seed)
     impatient = [prepare(photo, WAIT_SHARE * limits.deadline_s) for photo in sent]
     for share, one in itertools.product(plan.overloads, found):
         if one.contender.overloaded:
             print(f"{share:g} times its capacity: {one.contender.label}", file=sys.stderr)
-            _open_loop(one, share, plan.overload_s, limits.deadline_s, impatient, seed)
+            load = Load(plan.overload_s, limits.deadline_s, seed=seed)
+            _open_loop(one, share, share * one.median_capacity(), load, impatient)
             if share != plan.overloads[-1]:
                 _settle(one.server, requests[0], limits)
 
@@ -236,17 +244,11 @@ def _closed_loops(
 
 
 def _open_loop(
-    one: Measured,
-    share: float,
-    seconds: float,
-    deadline: float,
-    requests: Sequence[Request],
-    seed: int,
+    one: Measured, name: str | float, rate: float, load: Load, requests: Sequence[Request]
 ) -> None:
     """Other moments in each turn, the same for all servers."""
-    turn = len(one.phases.get(share, []))
-    rate = share * one.median_capacity()
-    _add(one, share, Load(seconds, deadline, rate, seed=seed + turn), requests)
+    turn = len(one.phases.get(name, []))
+    _add(one, name, dataclasses.replace(load, rate=rate, seed=load.seed + turn), requests)
 
 
 def _add(
