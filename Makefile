@@ -51,6 +51,11 @@ bench-2b: $(PEERS)  ## The same with the 2B architecture: hours, 24 GB of memory
 bench-guard: $(PEERS)  ## Have hot paths become slower than benchmarks/guard.json keeps? On a quiet machine
 	$(BIN)/python benchmarks/guard.py --check
 
+build/infinity-venv/.installed: benchmarks/serving_peers/requirements-infinity.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check -q -r $<
+	@touch $@
+
 $(PEERS): $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[benchmarks]'
 	@touch $@

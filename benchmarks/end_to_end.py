@@ -99,8 +99,7 @@ Photos: TypeAlias = Iterator[bytes]
 
 def main() -> None:
     """Serve, fill an index, measure, publish."""
-    parser = harness.arguments(__doc__, "end_to_end")
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks/models"))
+    parser = harness.arguments(__doc__, "end_to_end", models=True)
     parser.add_argument("--users", type=int, help="in the index at the beginning")
     parser.add_argument("--turns", type=int, help="requests of each kind, one at a time")
     parser.add_argument("--seconds", type=float, help="of each loop of sign-ups")

@@ -140,8 +140,7 @@ LIMITS: Final = (
 
 def main() -> None:
     """Measure all curves, publish."""
-    parser = harness.arguments(__doc__, "growth")
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks/models"))
+    parser = harness.arguments(__doc__, "growth", models=True)
     parser.add_argument("--users", type=int, nargs="+", help="sizes of indexes, three or more")
     args = parser.parse_args()
     sizes = _SIZES[args.backbone]

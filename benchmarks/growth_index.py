@@ -17,11 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from harness import memory_mib
-from search_data import People, user_id
+from search_data import People, made_up_manifest, user_id
 
 from vibematch import MatchingEngine
-from vibematch.manifest import Manifest
-from vibematch.preprocess import Preprocessing
 from vibematch.records import Profile, StoredPhoto
 
 DIM = 256
@@ -53,18 +51,7 @@ def people(users: int, queries: int, seed: int) -> People:
 def build(folder: Path, users: int, photos_each: int, seed: int) -> dict[str, float]:
     """Fill a new index; seconds of the store and of the search index, and bytes on the disk."""
     made = people(users * photos_each, 1, seed)
-    manifest = Manifest(
-        embedding_dim=DIM,
-        preprocessing=Preprocessing(64, 64),
-        prompt="",
-        pooling="mean",
-        backbone="none",
-        backbone_sha256="0" * 64,
-        head="paper",
-        head_sha256="0" * 64,
-        precision="fp32",
-    )
-    with MatchingEngine.open(folder, manifest=manifest) as engine:
+    with MatchingEngine.open(folder, manifest=made_up_manifest(DIM)) as engine:
         began = time.perf_counter()
         engine.add_many(_profiles(made, photos_each))
         stored = time.perf_counter()

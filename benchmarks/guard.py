@@ -43,14 +43,14 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 
 from vibematch import MatchingEngine, planner
 from vibematch.manifest import Manifest
-from vibematch.preprocess import Preprocessing, preprocess
+from vibematch.preprocess import preprocess
 from vibematch_export.repository import write_repository
 from vibematch_export.triton import TritonServer
 
 KEPT: Final = Path(__file__).parent / "guard.json"
 LEAST_TOLERANCE: Final = 0.15
 MOST_TOLERANCE: Final = 0.3
-CANVAS: Final = Preprocessing(224, 224)
+CANVAS: Final = models.CANVAS["tiny"]
 USERS: Final = 20_000
 TOP_K: Final = 10
 TENTH: Final = {"lot": (0, LOTS // 10 - 1)}
@@ -84,8 +84,7 @@ class Measured(NamedTuple):
 
 def main() -> None:
     """Measure, compare or keep, publish."""
-    parser = harness.arguments(__doc__, "guard")
-    parser.add_argument("--work", type=Path, default=Path("build/benchmarks/models"))
+    parser = harness.arguments(__doc__, "guard", models=True)
     parser.add_argument("--turns", type=int, default=60)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--check", action="store_true", help="exit code 1 if a path is slower")

@@ -200,8 +200,16 @@ class Result:
     """Whose versions matter besides ``PACKAGES``; not in the file as such."""
 
 
-def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser with what all scripts understand."""
+def arguments(
+    description: str | None, name: str, *, models: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with what all scripts understand.
+
+    Args:
+        description: the script's docstring.
+        name: the script's.
+        models: whether it has exported models, which ``--work`` keeps.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python benchmarks/{name}.py", description=(description or "").splitlines()[0]
     )
@@ -214,6 +222,10 @@ def arguments(description: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("build/benchmarks"), help="folder for results"
     )
+    if models:
+        parser.add_argument(
+            "--work", type=Path, default=Path("build/benchmarks/models"), help="keeps models"
+        )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser

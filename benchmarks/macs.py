@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from harness import CORES
+from models import config_2b
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph
 from transformers import Qwen3VLConfig
@@ -214,17 +215,6 @@ def photo_work(backbone: Literal["tiny", "2b"], canvas: Preprocessing) -> Work:
     )
     prompt_tokens = len(tiny.token_ids(PROMPT, canvas.height, canvas.width)) - image_tokens
     return work(config_2b() if backbone == "2b" else tiny.model.config, canvas, prompt_tokens)
-
-
-def config_2b() -> Qwen3VLConfig:
-    """Qwen3-VL-2B's sizes, from its ``config.json``, without token numbers."""
-    text: dict[str, Any] = {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144}
-    text |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
-    text["head_dim"] = 128
-    vision: dict[str, Any] = {"hidden_size": 1024, "depth": 24, "num_heads": 16}
-    vision |= {"intermediate_size": 4096, "out_hidden_size": 2048, "num_position_embeddings": 2304}
-    vision["deepstack_visual_indexes"] = [5, 11, 17]
-    return Qwen3VLConfig(text_config=text, vision_config=vision)
 
 
 # --- on this machine

@@ -136,7 +136,7 @@ class _Held:
         self.compute(1)
 
     def prepare(self, batch: int) -> None:
-        if self._engine.by_batch and batch > 1:  # loading compiled for one
+        if batch > 1:  # loading computed one
             self.compute(batch)
         self._distance = 0.0
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of memory so far: proc(5)
@@ -324,6 +324,7 @@ def main() -> None:
     setting = {
         **{name: known[name] for name in ("cpu", "cores", "memory_gb")},
         "versions": harness.versions([*harness.PACKAGES, *PEERS]),
+        "commit": harness.commit(),
         "seed": args.seed,
     }
     parts = Parts(args.work / f"model-parts-{args.backbone}.json", setting)
@@ -336,13 +337,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, "model")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("build/benchmarks/models"),
-        help="folder that keeps models, and what has been measured",
-    )
+    parser = harness.arguments(__doc__, "model", models=True)
     parser.add_argument("--canvas", nargs="+", metavar="HxW", help="height and width")
     parser.add_argument("--batch", type=int, nargs="+", help="photos at a time")
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), metavar="NAME")

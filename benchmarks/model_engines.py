@@ -68,14 +68,12 @@ class Engine:
         layers: number format of the linear layers' products.
         attention: that of attention's products.
         made: what has to be made first: a precision of our graphs, ``openvino``, or nothing.
-        by_batch: whether it compiles anew for each batch size.
     """
 
     load: Callable[[Place], Run]
     layers: Format
     attention: Format
     made: str = ""
-    by_batch: bool = False
 
 
 def _transformers(dtype: torch.dtype, compiled: bool, place: Place) -> Run:
@@ -83,7 +81,7 @@ def _transformers(dtype: torch.dtype, compiled: bool, place: Place) -> Run:
     made = recipe(place.backbone, place.canvas, dtype)
     if compiled:
         torch._logging.set_logs(dynamo=logging.ERROR)  # it warns of what it cannot compile
-        made.backbone.model.compile()
+        made.backbone.model.compile(dynamic=False)  # it is faster with shapes that it knows
     return lambda pixels: pooled_features(pixels, made).numpy()
 
 
@@ -121,25 +119,13 @@ def _ours(precision: Precision, own_kernels: bool, place: Place) -> Run:
 ENGINES: Final = {
     "transformers bf16": Engine(partial(_transformers, torch.bfloat16, False), "bf16", "bf16"),
     "transformers fp32": Engine(partial(_transformers, torch.float32, False), "fp32", "fp32"),
-    "torch.compile bf16": Engine(
-        partial(_transformers, torch.bfloat16, True), "bf16", "bf16", by_batch=True
-    ),
-    "OpenVINO bf16": Engine(
-        partial(_openvino, "bf16"), "bf16", "bf16", made="openvino", by_batch=True
-    ),
-    "OpenVINO int8": Engine(
-        partial(_openvino, "int8"), "int8", "bf16", made="openvino", by_batch=True
-    ),
+    "torch.compile bf16": Engine(partial(_transformers, torch.bfloat16, True), "bf16", "bf16"),
+    "OpenVINO bf16": Engine(partial(_openvino, "bf16"), "bf16", "bf16", made="openvino"),
+    "OpenVINO int8": Engine(partial(_openvino, "int8"), "int8", "bf16", made="openvino"),
     "ours int8, plain": Engine(partial(_ours, "int8", False), "int8", "fp32", made="int8"),
     "ours int8": Engine(partial(_ours, "int8", True), "int8", "bf16", made="int8"),
     "ours fp32": Engine(partial(_ours, "fp32", True), "fp32", "fp32", made="fp32"),
 }
-TOGETHER: Final = (
-    # those that fit into 24 GB at 2B; ratios are against the last of each
-    ("transformers bf16", "OpenVINO int8", "ours int8, plain", "ours int8"),
-    ("torch.compile bf16", "OpenVINO bf16", "ours int8"),
-    ("transformers fp32", "ours fp32"),
-)
 
 
 # --- their files

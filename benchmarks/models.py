@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -36,6 +37,8 @@ from vibematch_training.head import ProjectionHead
 BackboneName: TypeAlias = Literal["tiny", "2b"]
 EMBEDDING_DIM: Final = 256
 RANDOM_2B: Final = "2b-random"
+CANVAS: Final = {"tiny": Preprocessing(224, 224), "2b": Preprocessing(448, 448)}
+"""What a model sees unless the question is resolution."""
 WEIGHTS: Final = {"tiny": "random, tiny backbone", "2b": "random, 2B architecture"}
 
 
@@ -47,6 +50,19 @@ def backbone(name: BackboneName, dtype: torch.dtype = torch.float32) -> Backbone
 def random_2b(dtype: torch.dtype) -> Backbone:
     """The 2B backbone in ``dtype`` on the CPU, with the tiny backbone's tokenizer; seed 0."""
     tiny = load_backbone("tiny", dtype, "cpu")
+    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = config_2b(**{name: getattr(tiny.model.config, name) for name in tokens})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # not .to(dtype), which would round the rotary frequencies too
+        torch.set_default_dtype(dtype)
+        model = Qwen3VLModel(config).eval().requires_grad_(False)
+        torch.set_default_dtype(torch.float32)
+    return dataclasses.replace(tiny, name=RANDOM_2B, model=model)
+
+
+def config_2b(**tokens: int) -> Qwen3VLConfig:
+    """Qwen3-VL-2B's sizes, from its ``config.json``, with token numbers of another tokenizer."""
     text: dict[str, Any] = {"vocab_size": 151_936, "hidden_size": 2048, "intermediate_size": 6144}
     text |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
     text["head_dim"] = 128
@@ -55,16 +71,7 @@ def random_2b(dtype: torch.dtype) -> Backbone:
     vision: dict[str, Any] = {"hidden_size": 1024, "depth": 24, "num_heads": 16}
     vision |= {"intermediate_size": 4096, "out_hidden_size": 2048, "num_position_embeddings": 2304}
     vision["deepstack_visual_indexes"] = [5, 11, 17]
-    tokens = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    special = {name: getattr(tiny.model.config, name) for name in tokens}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **special)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        # not .to(dtype), which would round the rotary frequencies too
-        torch.set_default_dtype(dtype)
-        model = Qwen3VLModel(config).eval().requires_grad_(False)
-        torch.set_default_dtype(torch.float32)
-    return dataclasses.replace(tiny, name=RANDOM_2B, model=model)
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **tokens)
 
 
 def recipe(
@@ -99,8 +106,9 @@ def exported(
     folder = work / f"{name}-{canvas.height}x{canvas.width}-{precision}"
     if not (folder / FILENAME).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # gives its memory back
-            pool.apply(_export, (folder, name, canvas, precision))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn) as pool:  # gives its memory back
+            pool.submit(_export, folder, name, canvas, precision).result()
     return folder
 
 

@@ -79,6 +79,7 @@ class Measured:
 
     users: int
     taken: dict[str, Taken]
+    failed: dict[str, str]
     curves: list[Curves] = field(default_factory=list)
     costs: list[Table] = field(default_factory=list)
 
@@ -133,7 +134,7 @@ def measure(
     """Build what the folder lacks, and ask."""
     size = {"users": users, "dim": dim, "clusters": max(2, users // 1000), "seed": seed}
     people = People.make(**size, queries=queries)
-    found = Measured(users, search_build.build(folder, people, size))
+    found = Measured(users, *search_build.build(folder, people, size))
     cases = simple_cases(people) if "curves" in sections else []
     cases += other_cases(people) if "filters" in sections else []
     with ExitStack() as opened:
@@ -190,6 +191,11 @@ def result(measured: Sequence[Measured], args: argparse.Namespace) -> Result:
             "Lite, but for a power cut. The libraries keep nothing.",
             "USearch has no filter in Python.",
             *(f"{name} is left out: pip install -e '.[benchmarks]' brings it." for name in missing),
+            *(
+                f"{name} is left out of {found.users:,} users, where it could not be built: {why}"
+                for found in measured
+                for name, why in found.failed.items()
+            ),
         ],
         figures={"by_users": {str(found.users): _figures(found, args.dim) for found in measured}},
         packages=[
@@ -252,7 +258,8 @@ def _equal_recall(curves: Sequence[Curves]) -> Table:
 
 def _cells(point: Point, how: str, ratio: Spread | None) -> list[float | Spread | str | None]:
     per_second = Spread.of(1 / taken for taken in point.seconds)
-    return [how, point.recall, per_second, point.p99_ms, ratio]
+    p99_ms = point.p99_ms if point.queries >= 100 else None  # of fewer it says nothing
+    return [how, point.recall, per_second, p99_ms, ratio]
 
 
 def _asked_with(point: Point) -> str:

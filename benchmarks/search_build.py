@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import harness
 from harness import CORES
 from search_data import People, Vector, unfiltered
 from search_databases import MilvusLite, PgVector, Vibematch
@@ -52,8 +53,10 @@ def installed(peer: type[Peer]) -> bool:
     return all(importlib.util.find_spec(module) for module in peer.needs)
 
 
-def build(folder: Path, people: People, size: dict[str, int]) -> dict[str, Taken]:
-    """Build what is not there yet, one after the other.
+def build(
+    folder: Path, people: People, size: dict[str, int]
+) -> tuple[dict[str, Taken], dict[str, str]]:
+    """Build what is not there yet, one after the other; ours also if it was another commit's.
 
     Args:
         folder: keeps the indexes, ``FOLDER/NAME``, and what they took.
@@ -61,7 +64,7 @@ def build(folder: Path, people: People, size: dict[str, int]) -> dict[str, Taken
         size: what ``people`` were made from.
 
     Returns:
-        What each took when it was built, ours first.
+        What each took when it was built, ours first; and why others could not be built.
 
     Raises:
         SystemExit: the folder holds indexes of other people.
@@ -74,18 +77,36 @@ def build(folder: Path, people: People, size: dict[str, int]) -> dict[str, Taken
     if (held := {field: kept.get(field) for field in size}) != size:
         raise SystemExit(f"{folder} was built for {held}: give another --index")
     taken: dict[str, Sequence[Any]] = kept["taken"]
+    failed: dict[str, str] = {}
+    if kept.get("commit") != (commit := harness.commit()):
+        kept["commit"] = commit
+        for name in (OURS_BARE, Vibematch.name):
+            taken.pop(name, None)
     for peer in filter(installed, EVERYBODY):
         if peer.name not in taken and len(people) <= peer.most_users:
-            _remove(folder / peer.name)
             print(f"building {peer.name} of {len(people):,} users", file=sys.stderr, flush=True)
-            built = peer.build(folder / peer.name, people, CORES)
-            if peer is Vibematch:
-                taken[OURS_BARE] = _footprint(peer, folder, people.queries, built)
-                attributes = Vibematch.add_attributes(folder / peer.name, people)
-                built = built._replace(ready_s=built.ready_s + attributes.ready_s)
-            taken[peer.name] = _footprint(peer, folder, people.queries, built)
+            try:
+                taken |= _built(peer, folder, people)
+            except Exception as error:
+                if peer is Vibematch:
+                    raise
+                failed[peer.name] = f"{type(error).__name__}: {error}"
+                _remove(folder / peer.name)
             note.write_text(json.dumps(kept, indent=1) + "\n")
-    return {name: Taken(*figures) for name, figures in taken.items()}
+    ours_first = sorted(taken, key=lambda name: not name.startswith(Vibematch.name))
+    return {name: Taken(*taken[name]) for name in ours_first}, failed
+
+
+def _built(peer: type[Index], folder: Path, people: People) -> dict[str, Taken]:
+    """What it takes; ours without attributes, too."""
+    _remove(folder / peer.name)
+    built = peer.build(folder / peer.name, people, CORES)
+    taken = {}
+    if peer is Vibematch:
+        taken[OURS_BARE] = _footprint(peer, folder, people.queries, built)
+        attributes = Vibematch.add_attributes(folder / peer.name, people)
+        built = built._replace(ready_s=built.ready_s + attributes.ready_s)
+    return {**taken, peer.name: _footprint(peer, folder, people.queries, built)}
 
 
 def _remove(leftover: Path) -> None:

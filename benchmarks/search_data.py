@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vibematch.manifest import Manifest
+from vibematch.preprocess import Preprocessing
 from vibematch.records import Profile, StoredPhoto
 
 Vector: TypeAlias = npt.NDArray[np.float32]
@@ -107,6 +109,21 @@ class People:
                 attributes={"style": style, "gender": GENDERS[gender], "age": age, "lot": lot},
                 preferences={"gender": GENDERS[1 - gender], "age": (wants_from, wants_to)},
             )
+
+
+def made_up_manifest(dim: int) -> Manifest:
+    """Of the model that would have made such vectors."""
+    return Manifest(
+        embedding_dim=dim,
+        preprocessing=Preprocessing(64, 64),
+        prompt="",
+        pooling="mean",
+        backbone="none",
+        backbone_sha256="0" * 64,
+        head="paper",
+        head_sha256="0" * 64,
+        precision="fp32",
+    )
 
 
 def user_id(row: int) -> str:

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
-from search_data import Case, People, Rows, row_of
+from search_data import Case, People, Rows, made_up_manifest, row_of
 from search_peers import EF_CONSTRUCTION, Built, Index, M, Setting, timed
 
 from vibematch import MatchingEngine
-from vibematch.manifest import Manifest
-from vibematch.preprocess import Preprocessing
 
 OWN_CHOICE: Final = "own choice"
 _BATCH: Final = 5000
@@ -37,7 +35,9 @@ class Vibematch(Index):
 
     @classmethod
     def build(cls, path: Path, people: People, threads: int) -> Built:
-        with MatchingEngine.open(path, manifest=_manifest(people.vectors.shape[1])) as engine:
+        with MatchingEngine.open(
+            path, manifest=made_up_manifest(people.vectors.shape[1])
+        ) as engine:
             stored = timed(lambda: engine.add_many(people.photos()))
             indexed = timed(lambda: engine.search(vector=people.queries[0]))
             engine.save()
@@ -66,20 +66,6 @@ class Vibematch(Index):
 
     def close(self) -> None:
         self.engine.close()
-
-
-def _manifest(dim: int) -> Manifest:
-    return Manifest(
-        embedding_dim=dim,
-        preprocessing=Preprocessing(64, 64),
-        prompt="",
-        pooling="mean",
-        backbone="none",
-        backbone_sha256="0" * 64,
-        head="paper",
-        head_sha256="0" * 64,
-        precision="fp32",
-    )
 
 
 class PgVector(Index):

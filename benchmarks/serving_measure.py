@@ -192,12 +192,25 @@ def _small(sent: Iterable[bytes]) -> list[bytes]:
 
 def measure(
     found: Sequence[Measured], plan: Plan, limits: Limits, seed: int, canvas: Preprocessing
-) -> None:
-    """All phases, in turns among the servers; figures go into ``found``, whose first is ours."""
+) -> list[Measured]:
+    """All phases, in turns among the servers; figures go into ``found``, whose first is ours.
+
+    Returns:
+        Those that answered nothing when first asked for much; they are not asked again.
+
+    Raises:
+        SystemExit: ours is among them.
+    """
     sent = photos(seed)
     requests = [prepare(photo) for photo in sent]
     open_load = Load(plan.open_s, limits.patience_s, seed=seed)
     _closed_loops(found, plan, limits, seed, requests, canvas)
+    silent = [one for one in found if not all(one.capacity())]
+    if found[0] in silent:
+        raise SystemExit(
+            f"{found[0].contender.label} answered nothing: there is nothing to compare"
+        )
+    found = [one for one in found if one not in silent]
     for share in plan.rates:
         loops = {
             one.contender.label: partial(
@@ -222,6 +235,7 @@ def measure(
             _open_loop(one, share, share * one.median_capacity(), load, impatient)
             if share != plan.overloads[-1]:
                 _settle(one.server, requests[0], limits)
+    return silent
 
 
 def _closed_loops(

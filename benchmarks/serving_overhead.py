@@ -42,7 +42,6 @@ SERVER: Final = "server"
 PROCESS: Final = "one process"
 DEFAULTS: Final = {"tiny": (100, 5, 8.0), "2b": (8, 3, 60.0)}
 """Photos alone, turns of saturation, and the seconds of one."""
-CANVAS: Final = {"tiny": Preprocessing(224, 224), "2b": Preprocessing(448, 448)}
 
 Encode: TypeAlias = Callable[[bytes], Any]
 Seconds: TypeAlias = dict[str, list[float]]
@@ -52,7 +51,9 @@ Rates: TypeAlias = dict[str, list[float]]
 def main() -> None:
     """Serve the model, measure both sides in turn, publish."""
     args = _arguments()
-    model = args.model or models.exported(args.work, args.backbone, CANVAS[args.backbone], "int8")
+    model = args.model or models.exported(
+        args.work, args.backbone, models.CANVAS[args.backbone], "int8"
+    )
     manifest = Manifest.load(model)
     canvas = manifest.preprocessing
     session = models.session(model)
@@ -73,11 +74,8 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, "serving_overhead")
+    parser = harness.arguments(__doc__, "serving_overhead", models=True)
     parser.add_argument("--model", type=Path, help="an exported model folder of your own")
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/benchmarks/models"), help="folder of models"
-    )
     parser.add_argument("--photos", type=int, help="one at a time, each side")
     parser.add_argument("--turns", type=int, help="of saturation, each side")
     parser.add_argument("--seconds", type=float, help="of one such turn")
