@@ -368,10 +368,10 @@ def _memory_bar(found: Measured) -> Bar:
     return Bar(f"{promise}: {found.users:,} users", bytes_, bytes_ <= MEMORY_BAR_BYTES)
 
 
-def _figures(found: Measured, dim: int) -> dict[str, float]:
+def _figures(found: Measured, dim: int) -> dict[str, float | None]:
     """What ours takes, for ``capacity.py``."""
     taken = found.taken[OURS]
-    figures = {
+    figures: dict[str, float | None] = {
         "bytes_per_user": taken.memory_bytes / found.users,
         "disk_bytes_per_user": taken.disk_bytes / found.users,
         # mapped from the snapshot, so not in the memory of a process, but read by searches
