@@ -48,6 +48,7 @@ from serving_measure import (
     keeps,
     latencies,
     measure,
+    open_seconds,
     percentile,
     pooled,
     start,
@@ -283,7 +284,7 @@ def _open_table(found: Sequence[Measured], plan: Plan) -> Table:
     for share, one in itertools.product((*plan.rates, ONCE, TWICE), found):
         if share not in one.phases:
             continue
-        phases = one.phases[share]
+        phases, seconds = one.phases[share], open_seconds(share, plan)
         group = share if isinstance(share, str) else f"{share:g} of its own capacity"
         if one.contender.model != "same weights":
             group += f", {one.contender.model}"
@@ -292,8 +293,8 @@ def _open_table(found: Sequence[Measured], plan: Plan) -> Table:
                 one,
                 [
                     Spread.of(phase.offered for phase in phases),
-                    *(_latency_cell(phases, plan.open_s, p) for p in (0.5, 0.95, 0.99)),
-                    float(sum(len(latencies(phase, plan.open_s)) for phase in phases)),
+                    *(_latency_cell(phases, seconds, p) for p in (0.5, 0.95, 0.99)),
+                    float(sum(len(latencies(phase, seconds)) for phase in phases)),
                     Spread.of(phase.generator_cpu for phase in phases),
                 ],
                 group,
@@ -428,8 +429,8 @@ def _bars(found: Sequence[Measured], plan: Plan, limits: Limits) -> list[Bar]:
     if peer is None:
         return []
     ours = by_label["vibematch int8"]
-    at_once = pooled(peer.phases[ONCE], plan.open_s)
-    at_twice = pooled(ours.phases[TWICE], plan.open_s)
+    at_once = pooled(peer.phases[ONCE], open_seconds(ONCE, plan))
+    at_twice = pooled(ours.phases[TWICE], open_seconds(TWICE, plan))
     theirs, twice = percentile(at_once, 0.99), percentile(at_twice, 0.99)
     times = harness.ratio(ours.capacity(), peer.capacity())
     return [

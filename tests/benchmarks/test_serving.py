@@ -215,6 +215,15 @@ def test_the_bar_is_met_by_answers_only(
     assert bar.met is met
 
 
+def test_twice_the_rate_is_the_same_photos_in_half_of_the_time(load: ModuleType) -> None:
+    how = {"deadline": 5, "seed": 7}
+    once, _ = asked(load, answered, seconds=0.4, rate=50, **how)
+    twice, _ = asked(load, answered, seconds=0.2, rate=100, **how)
+    assert len(once.outcomes) > 5
+    moments = [[outcome.due for outcome in phase.outcomes] for phase in (once, twice)]
+    assert [2 * due for due in moments[1]] == pytest.approx(moments[0])
+
+
 def test_a_sleeping_server_stands_still_and_wakes(servers: ModuleType) -> None:
     busy = "while True: pass"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
