@@ -76,6 +76,7 @@ class _Asking:
 
     def try_out(self, truth: Sequence[Rows]) -> tuple[float, float]:
         """Recall and seconds of a query; what was found is forgotten."""
+        self.peer.ask(self.case, 0, TOP_K, self.setting)  # the first may have to load an index
         began = time.perf_counter()
         for query in range(min(_TRIED, len(truth))):
             self._ask(query)
