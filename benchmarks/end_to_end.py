@@ -48,8 +48,7 @@ from vibematch.live import LiveIndex
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing, preprocess
 from vibematch.store import ProfileStore
-from vibematch_export.repository import EMBED, ENCODER, PREPROCESS, write_repository
-from vibematch_export.triton import TritonServer
+from vibematch_export.repository import EMBED, ENCODER, PREPROCESS
 
 OVERHEAD_BAR: Final = 0.03
 CLIENTS: Final = 8
@@ -111,7 +110,8 @@ def main() -> None:
         parser.error("--users, --turns and --seconds must be positive")
     canvas = Preprocessing(args.canvas, args.canvas)
     model = models.exported(args.work, args.backbone, canvas, "int8")
-    with tempfile.TemporaryDirectory(dir=args.work) as workshop, served(model) as url:
+    with tempfile.TemporaryDirectory(dir=args.work) as workshop, models.served(model) as server:
+        url = server.grpc_url
         folder = Path(workshop, "index")
         fill(folder, Manifest.load(model), args.users, args.seed)
         with (
@@ -124,16 +124,6 @@ def main() -> None:
             loops = _sign_ups(engine, some, args)
             setting = _setting(args, folder, engine)
     harness.publish(_result(args, setting, requests, loops), args)
-
-
-@contextmanager
-def served(model: Path) -> Iterator[str]:
-    """A tritonserver with this exported model; gives its gRPC address."""
-    with (
-        tempfile.TemporaryDirectory(dir=model.parent) as workshop,
-        TritonServer(write_repository(Path(workshop, "repository"), model)) as server,
-    ):
-        yield server.grpc_url
 
 
 def fill(folder: Path, manifest: Manifest, users: int, seed: int) -> None:

@@ -37,7 +37,7 @@ import growth_index
 import harness
 import models
 import numpy as np
-from end_to_end import TIMEOUT_S, Loop, closed_loop, served
+from end_to_end import TIMEOUT_S, Loop, closed_loop
 from harness import Axis, Column, Plot, Result, Row, Series, Spread, Table
 from power_law import PowerLaw
 from search_data import user_id
@@ -150,8 +150,8 @@ def main() -> None:
         sizes = sizes._replace(users=tuple(sorted(set(args.users))))
     canvas = Preprocessing(sizes.canvas, sizes.canvas)
     model = models.exported(args.work, args.backbone, canvas, "int8")
-    with served(model) as url:
-        curves = _served(url, sizes)
+    with models.served(model) as server:
+        curves = _served(server.grpc_url, sizes)
     curves |= _resolutions(args.work)
     with tempfile.TemporaryDirectory(dir=args.work) as workshop:
         of_users, process_bytes = _users(Path(workshop), sizes.users, args.seed)

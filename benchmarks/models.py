@@ -12,8 +12,11 @@ import dataclasses
 import multiprocessing
 import os
 import resource
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -30,6 +33,8 @@ from vibematch_export import kernels
 from vibematch_export.canary import write_canary
 from vibematch_export.fused import FusedEncoder
 from vibematch_export.onnx_graph import write_onnx
+from vibematch_export.repository import write_repository
+from vibematch_export.triton import TritonServer
 from vibematch_training.backbone import PROMPT, Backbone, load_backbone
 from vibematch_training.features import FeatureRecipe
 from vibematch_training.head import ProjectionHead
@@ -136,6 +141,16 @@ def _export(
         graph_bytes=sum(path.stat().st_size for path in folder.glob("model.onnx*")),
         parity=figures,
     ).save(folder)
+
+
+@contextmanager
+def served(model: Path) -> Iterator[TritonServer]:
+    """A tritonserver with this exported model."""
+    with (
+        tempfile.TemporaryDirectory(dir=model.parent) as workshop,
+        TritonServer(write_repository(Path(workshop, "repository"), model)) as server,
+    ):
+        yield server
 
 
 def session(model: Path, *, own_kernels: bool = True) -> onnxruntime.InferenceSession:

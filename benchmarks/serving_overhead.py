@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 
 from vibematch.manifest import Manifest
 from vibematch.preprocess import Preprocessing, preprocess
-from vibematch_export.repository import CPU, PROFILES, write_repository
-from vibematch_export.triton import TritonServer
+from vibematch_export.repository import CPU, PROFILES
 
 CLIENTS: Final = 16
 PROMISED: Final = 0.03
@@ -57,19 +55,17 @@ def main() -> None:
     manifest = Manifest.load(model)
     canvas = manifest.preprocessing
     session = models.session(model)
-    with tempfile.TemporaryDirectory(dir=model.parent) as workshop:
-        repository = write_repository(Path(workshop, "repository"), model)
-        with TritonServer(repository) as server, InferenceServerClient(server.grpc_url) as client:
+    with models.served(model) as server, InferenceServerClient(server.grpc_url) as client:
 
-            def in_process(photo: bytes) -> None:
-                session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
+        def in_process(photo: bytes) -> None:
+            session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
 
-            alone = _alone(lambda photo: _ask(client, photo), in_process, args.photos, args.seed)
-            rates = _saturated(
-                lambda: _served_rate(server.grpc_url, args.seconds, args.seed),
-                lambda: _in_process_rate(session, canvas, args.seconds, args.seed),
-                args,
-            )
+        alone = _alone(lambda photo: _ask(client, photo), in_process, args.photos, args.seed)
+        rates = _saturated(
+            lambda: _served_rate(server.grpc_url, args.seconds, args.seed),
+            lambda: _in_process_rate(session, canvas, args.seconds, args.seed),
+            args,
+        )
     harness.publish(result(args, manifest, alone, rates), args)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     options |= {"device": "cpu", "dtype": "float32", "batch-size": 8, "port": args.port}
     options |= {"host": "127.0.0.1", "log-level": "warning"}
     flags = [f"--{name}={value}" for name, value in options.items()]
-    os.execlp("infinity_emb", "infinity_emb", "v2", *flags, "--no-model-warmup")  # noqa: S606, S607
+    os.execlp("infinity_emb", "infinity_emb", "v2", *flags, "--no-model-warmup")  # noqa: S606, S607 (its own environment is first on PATH)
 
 
 def write_checkpoint(folder: Path, canvas: int, width: int, layers: int) -> None:

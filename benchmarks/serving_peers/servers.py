@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import grpc
+import models
 import numpy as np
 import numpy.typing as npt
 from macs import photo_work
@@ -28,8 +29,6 @@ from serving_load import GRPC_METHOD, Request, family, server_processes
 from tritonclient.grpc import service_pb2
 
 from vibematch.preprocess import Preprocessing
-from vibematch_export.repository import write_repository
-from vibematch_export.triton import TritonServer
 
 BENCHMARKS: Final = Path(__file__).parents[1]
 INFINITY: Final = Path(
@@ -97,7 +96,7 @@ class Server:
             return _ask_grpc(url, request, timeout_s)
         path, content, headers = request.message(protocol)
         asked = urllib.request.Request(f"http://{url}/{path}", content, headers)
-        with urllib.request.urlopen(asked, timeout=timeout_s) as answer:  # noqa: S310
+        with urllib.request.urlopen(asked, timeout=timeout_s) as answer:  # noqa: S310 (http on loopback)
             body = answer.read()
         if protocol == "http":  # Triton's vectors are read over gRPC
             return Answer(None, len(body))
@@ -134,15 +133,13 @@ class Contender(NamedTuple):
 @contextmanager
 def triton(model: Path) -> Iterator[Server]:
     """Our ensemble with an exported model."""
-    with tempfile.TemporaryDirectory(dir=model.parent) as workshop:
-        repository = write_repository(Path(workshop, "repository"), model)
-        with TritonServer(repository) as running:
-            root, *_ = server_processes(running.grpc_url)
-            server = Server({"grpc": running.grpc_url, "http": running.http_url}, root)
-            try:
-                yield server
-            finally:
-                server.signal(signal.SIGCONT)  # it ends in order
+    with models.served(model) as running:
+        root, *_ = server_processes(running.grpc_url)
+        server = Server({"grpc": running.grpc_url, "http": running.http_url}, root)
+        try:
+            yield server
+        finally:
+            server.signal(signal.SIGCONT)  # it ends in order
 
 
 @contextmanager
