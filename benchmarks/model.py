@@ -41,7 +41,7 @@ from vibematch_training.run import parse_size
 CANVASES: Final = {"tiny": ["224x224"], "2b": ["448x448", "224x224", "512x384"]}
 """Height and width; the first is the one whose figures ``capacity.py`` takes."""
 BATCHES: Final = {"tiny": [1, 8], "2b": [1, 4, 8]}
-TURNS: Final = {"tiny": 40, "2b": 3}
+TURNS: Final = {"tiny": 40, "2b": 8}
 """With one photo; with B photos one B-th of it, at least 1."""
 PATIENCE_S: Final = 1200
 """The longest that an engine may take to load, compile or compute one batch."""
