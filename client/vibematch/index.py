@@ -474,7 +474,8 @@ class HnswIndex:
         if wanted:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(users), users // 4))
         graph_us = planner.graph_us(fetch, users, self._dim)
-        scan_us = planner.scan_us(users, tried, expected, len(wanted), self._dim)
+        compared = self._compared(expected, question.top_k)
+        scan_us = planner.scan_us(users, tried, expected, compared, len(wanted), self._dim)
         plan = Plan("graph", users, expected, graph_us, scan_us, fetch)
         if graph_us <= scan_us:
             found = self._ask_graph(question, excluded, fetch)
@@ -536,10 +537,16 @@ class HnswIndex:
         found = np.flatnonzero(mask) if among is None else among[mask]
         return found[np.isin(found, excluded, invert=True)] if len(excluded) else found
 
+    def _compared(self, qualifying: int, top_k: int) -> int:
+        """How many of those who qualify a scan compares, about."""
+        if self._partition is None:
+            return qualifying
+        return min(qualifying, max(planner.scanned_at_most(len(self._rows), qualifying), 4 * top_k))
+
     def _nearest_lists(self, rows: Rows, question: Question) -> Rows:
         """Of too many rows, those in the lists that are nearest to the query."""
-        most = max(planner.scanned_at_most(len(self._rows), len(rows)), 4 * question.top_k)
-        if self._partition is None or len(rows) <= most:
+        most = self._compared(len(rows), question.top_k)
+        if self._partition is None or len(rows) == most:
             return rows
         lists = self._lists[rows]
         near: Rows = rows[self._partition.nearest_holding(question.vector, lists, most)[lists]]

@@ -29,15 +29,19 @@ TIES: Final = 6
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
 
-# Microseconds, fitted to 200,000 users of 256 dimensions on one core (Zen 4); only their ratios
-# matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 200.0
-_GRAPH_US_PER_USER: Final = 0.85
-_SCAN_US: Final = 170.0
-_SCAN_US_PER_ROW: Final = 0.0005
-_SCAN_US_PER_QUALIFYING: Final = 0.33
+# Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
+# ratios matter. `benchmarks/search.py --only costs` prints what they should be.
+_GRAPH_US: Final = 150.0
+_GRAPH_US_PER_USER: Final = 0.28
+_SCAN_US: Final = 50.0
+_SCAN_US_PER_CONDITION: Final = 12.0
+_SCAN_US_PER_ROW: Final = 0.0004
+_SCAN_US_PER_QUALIFYING: Final = 0.11
 _LISTS_US_PER_ROW: Final = 0.0005
 _DIM: Final = 256
+_CACHE_BYTES: Final = 16e6
+_BEYOND_CACHE: Final = 0.4
+_DEAREST: Final = 3.0
 
 
 class Plan(NamedTuple):
@@ -107,23 +111,36 @@ def graph_us(fetch: int, users: int, dim: int) -> float:
     """Expected microseconds of asking the graph; infinite where it cannot be asked."""
     if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
         return math.inf
-    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * dim / _DIM
+    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * vector_cost(users, dim)
 
 
-def scan_us(users: int, rows: int, qualifying: int, conditions: int, dim: int) -> float:
+def scan_us(
+    users: int, rows: int, qualifying: int, compared: int, conditions: int, dim: int
+) -> float:
     """Expected microseconds of a scan.
 
     Args:
         users: how many there are.
         rows: on how many the conditions are tried.
-        qualifying: how many of them have to be compared, or have to be narrowed down first.
+        qualifying: how many of them meet these.
+        compared: how many of those are in lists that are looked into.
         conditions: how many conditions there are.
         dim: length of a vector.
     """
-    compared = min(qualifying, scanned_at_most(users, qualifying))
     return (
         _SCAN_US
-        + _SCAN_US_PER_ROW * rows * (1 + conditions)
+        + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * rows) * (1 + conditions)
         + _LISTS_US_PER_ROW * rows * (compared < qualifying)
-        + _SCAN_US_PER_QUALIFYING * compared * dim / _DIM
+        + _SCAN_US_PER_QUALIFYING * compared * vector_cost(users, dim)
     )
+
+
+def vector_cost(users: int, dim: int) -> float:
+    """What it costs to compare a vector: 1 for 256 dimensions out of the processor's cache.
+
+    Args:
+        users: how many there are; the more, the fewer of their vectors are in the cache.
+        dim: length of a vector.
+    """
+    sizes = max(4 * dim * users / _CACHE_BYTES, 1.0)
+    return min(math.pow(sizes, _BEYOND_CACHE), _DEAREST) * dim / _DIM

@@ -468,3 +468,23 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
     assert np.array_equal(vectors, list(model.values()))
     ids = np.frombuffer(whole[start + vectors.nbytes :], "<i8", 3)
     assert ids.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("users", "share", "quicker"),
+    [
+        # as `benchmarks/search.py --only costs` found it, but for what is a close call
+        (5_000, 0.05, "scan"),
+        (10_000, 0.1, "scan"),
+        (10_000, 0.5, "graph"),
+        (200_000, 0.01, "scan"),
+        (200_000, 0.1, "graph"),
+        (1_000_000, 0.1, "graph"),
+    ],
+)
+def test_the_quicker_way_is_expected_to_be_quicker(users: int, share: float, quicker: str) -> None:
+    planner, qualifying = vibematch.planner, round(share * users)
+    compared = qualifying if users < 30_000 else planner.scanned_at_most(users, qualifying)
+    scan_us = planner.scan_us(users, users, qualifying, compared, 1, 256)
+    graph_us = planner.graph_us(planner.fetch_for(10, share), users, 256)
+    assert min(scan_us, graph_us) == (scan_us if quicker == "scan" else graph_us)
