@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 from vibematch.errors import InputError
 
 Value: TypeAlias = str | int | float | bool
-"""What an attribute can be."""
+"""What an attribute can be; numbers are compared as float64, ``True`` as 1."""
 Condition: TypeAlias = (
     Value | Sequence[Value | None] | AbstractSet[Value | None] | tuple[float, float] | None
 )

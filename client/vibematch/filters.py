@@ -160,7 +160,7 @@ def accepts(condition: Condition, value: Value | None) -> bool:
     """
     if isinstance(condition, tuple):
         low, high = map(_as_float, condition)
-        return isinstance(value, int | float) and low <= value <= high
+        return isinstance(value, int | float) and low <= float(value) <= high
     return any(
         float(choice) == float(value)
         if isinstance(choice, int | float) and isinstance(value, int | float)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,15 +130,24 @@ def qualifies(where: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
 
 
 def meets(condition: Any, value: Any) -> bool:
-    """One condition, spelled out; Python's ``==`` decides what is equal."""
+    """One condition, spelled out; Python's ``==`` decides what is equal, of numbers as float64."""
     if isinstance(condition, tuple):
-        low, high = condition
-        return value is not None and not isinstance(value, str) and low <= value <= high
+        low, high = map(_as_float, condition)
+        return isinstance(value, int | float) and low <= float(value) <= high
     if isinstance(condition, list | set | frozenset):
         return any(meets(one, value) for one in condition)
     if condition is None or value is None:
         return condition is value
+    if isinstance(condition, int | float) and isinstance(value, int | float):
+        return float(condition) == float(value)
     return bool(condition == value)
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def score(query: Array, candidate: Array, aggregate: str) -> float:

@@ -97,6 +97,15 @@ def test_bounds_beyond_all_numbers() -> None:
     assert columns.select(Filter([("n", (-(10**400), 2**70))], {"n": 2**62}), slice(0, 1)).all()
 
 
+@pytest.mark.usefixtures("coded_numbers")
+def test_numbers_are_compared_as_float64() -> None:
+    columns, neighbour = Columns(), 2**53
+    columns.put(0, {"n": neighbour + 1}, {})
+    for condition in (neighbour, neighbour + 1, (0, neighbour), [True, neighbour]):
+        assert columns.select(Filter([("n", condition)]), slice(0, 1)).all()
+        assert accepts(condition, neighbour + 1)
+
+
 def test_equal_vectors_have_equal_keys() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(3_000, 64)).astype(np.float32)
