@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,9 @@ _CDF_POINTS: Final = 200
 _MARKERS: Final = "osD^vPX*"
 _OURS, *_PEERS = COLOURS
 _DASHES: Final = ("-", "--", "-.", ":")
+_FILLED: Final = ("full", "none", "left")
+_X_CHARACTERS: Final = 52
+_Y_CHARACTERS: Final = 28
 _NARROW_DECADES: Final = 2
 Content = Mapping[str, Any]
 
@@ -69,24 +73,25 @@ def _picture(name: str, plot: Content, styles: Mapping[str, Any]) -> Picture:
             _draw_bars(axes, plot, bars)
         else:
             _draw_series(axes, plot, styles)
-        _scale(axes.xaxis, axes.set_xscale, plot["x"])
+        _scale(axes.xaxis, axes.set_xscale, plot["x"], _X_CHARACTERS)
         if not stacked:
-            _scale(axes.yaxis, axes.set_yscale, plot["y"])
+            _scale(axes.yaxis, axes.set_yscale, plot["y"], _Y_CHARACTERS)
         if len(plot["series"]) > 1:
             figure.legend(loc="outside lower center", ncols=2, fontsize=9)
         return Picture(plot["title"], svg_of(figure, name, _description(plot)))
 
 
 def _draw_series(axes: Axes, plot: Content, styles: Mapping[str, Any]) -> None:
-    ours = 0
+    ours = limits = 0
     for series in plot["series"]:
         x, y = series["x"], series["y"]
         style: dict[str, Any]
         if _is_limit(plot, series):
-            style = {"color": INK, "lw": 1, "ls": _DASHES[1 + ours % 3]}
+            style = {"color": INK, "lw": 1, "ls": _DASHES[1 + limits % 3]}
+            limits += 1
         elif series["ours"]:
             style = {"color": _OURS, "marker": "o", "lw": 2.6, "ls": _DASHES[ours % 4]}
-            style |= {"markersize": 7, "zorder": 3, "fillstyle": "none" if ours else "full"}
+            style |= {"markersize": 7, "zorder": 3, "fillstyle": _FILLED[ours % 3]}
             ours += 1
         else:
             style = {**styles[series["label"]], "lw": 1.5}
@@ -138,9 +143,9 @@ def _draw_bars(axes: Axes, plot: Content, bars: Sequence[str]) -> None:
     axes.set_xlim(0, 1.15 * max(starts.values()))
 
 
-def _scale(axis: Axis, set_scale: Callable[[str], None], about: Content) -> None:
-    """Label one axis; where it is logarithmic and short, 2 and 5 have a number too."""
-    axis.set_label_text(about["label"])
+def _scale(axis: Axis, set_scale: Callable[[str], None], about: Content, characters: int) -> None:
+    """Label one axis, so many characters a line; if logarithmic and short, also number 2 and 5."""
+    axis.set_label_text(fill(about["label"], characters))
     if not about["log"]:
         return
     set_scale("log")
