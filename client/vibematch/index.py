@@ -473,9 +473,10 @@ class HnswIndex:
         fetch = planner.fetch_for(needed, max(share, 0.5 / max(users, 1)))
         if wanted:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(users), users // 4))
-        graph_us = planner.graph_us(fetch, users, self._dim)
+        cost = planner.vector_cost(users, self._dim)
+        graph_us = planner.graph_us(fetch, users, cost)
         compared = self._compared(expected, question.top_k)
-        scan_us = planner.scan_us(users, tried, expected, compared, len(wanted), self._dim)
+        scan_us = planner.scan_us(tried, expected, compared, len(wanted), cost)
         plan = Plan("graph", users, expected, graph_us, scan_us, fetch)
         if graph_us <= scan_us:
             found = self._ask_graph(question, excluded, fetch)

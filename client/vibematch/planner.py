@@ -107,40 +107,46 @@ def fetch_for(wanted: int, share: float) -> int:
     return math.ceil(margin * wanted / share) + TIES
 
 
-def graph_us(fetch: int, users: int, dim: int) -> float:
-    """Expected microseconds of asking the graph; infinite where it cannot be asked."""
+def graph_us(fetch: int, users: int, cost: float) -> float:
+    """Expected microseconds of asking the graph; infinite where it cannot be asked.
+
+    Args:
+        fetch: how many users it is asked for.
+        users: how many there are.
+        cost: :func:`vector_cost`.
+    """
     if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
         return math.inf
-    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * vector_cost(users, dim)
+    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
 
 
-def scan_us(
-    users: int, rows: int, qualifying: int, compared: int, conditions: int, dim: int
-) -> float:
+def scan_us(rows: int, qualifying: int, compared: int, conditions: int, cost: float) -> float:
     """Expected microseconds of a scan.
 
     Args:
-        users: how many there are.
-        rows: on how many the conditions are tried.
-        qualifying: how many of them meet these.
+        rows: on how many users the conditions are tried.
+        qualifying: how many users meet these.
         compared: how many of those are in lists that are looked into.
         conditions: how many conditions there are.
-        dim: length of a vector.
+        cost: :func:`vector_cost`.
     """
     return (
         _SCAN_US
         + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * rows) * (1 + conditions)
         + _LISTS_US_PER_ROW * rows * (compared < qualifying)
-        + _SCAN_US_PER_QUALIFYING * compared * vector_cost(users, dim)
+        + _SCAN_US_PER_QUALIFYING * compared * cost
     )
 
 
 def vector_cost(users: int, dim: int) -> float:
     """What it costs to compare a vector: 1 for 256 dimensions out of the processor's cache.
 
+    Beyond the cache it grows with a power of the index's size, up to three times as much: fitted,
+    like the microseconds.
+
     Args:
         users: how many there are; the more, the fewer of their vectors are in the cache.
         dim: length of a vector.
     """
-    sizes = max(4 * dim * users / _CACHE_BYTES, 1.0)
-    return min(math.pow(sizes, _BEYOND_CACHE), _DEAREST) * dim / _DIM
+    caches_full = max(4 * dim * users / _CACHE_BYTES, 1.0)
+    return min(math.pow(caches_full, _BEYOND_CACHE), _DEAREST) * dim / _DIM

@@ -484,7 +484,9 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
 )
 def test_the_quicker_way_is_expected_to_be_quicker(users: int, share: float, quicker: str) -> None:
     planner, qualifying = vibematch.planner, round(share * users)
-    compared = qualifying if users < 30_000 else planner.scanned_at_most(users, qualifying)
-    scan_us = planner.scan_us(users, users, qualifying, compared, 1, 256)
-    graph_us = planner.graph_us(planner.fetch_for(10, share), users, 256)
+    is_partitioned = users >= vibematch.index._PARTITIONED_FROM
+    compared = planner.scanned_at_most(users, qualifying) if is_partitioned else qualifying
+    cost = planner.vector_cost(users, 256)
+    scan_us = planner.scan_us(users, qualifying, compared, 1, cost)
+    graph_us = planner.graph_us(planner.fetch_for(10, share), users, cost)
     assert min(scan_us, graph_us) == (scan_us if quicker == "scan" else graph_us)
