@@ -44,8 +44,6 @@ from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedO
 from vibematch import MatchingEngine, planner
 from vibematch.manifest import Manifest
 from vibematch.preprocess import preprocess
-from vibematch_export.repository import write_repository
-from vibematch_export.triton import TritonServer
 
 KEPT: Final = Path(__file__).parent / "guard.json"
 LEAST_TOLERANCE: Final = 0.15
@@ -186,11 +184,10 @@ def measure(args: argparse.Namespace) -> dict[str, Measured]:
     model = models.exported(args.work, "tiny", CANVAS, "int8")
     by_size = sorted(photos(args.seed), key=len)
     small, medium = by_size[0], by_size[-2]  # the last has 12 megapixels
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.work)))
+    with models.served(model) as server, InferenceServerClient(server.grpc_url) as client:
         measured = {
             PREPROCESS: _measure(PREPROCESS, _preprocessing(medium), args, calls=3),
-            ENCODE: _measure(ENCODE, _encoding(stack, folder, model, small), args, calls=3),
+            ENCODE: _measure(ENCODE, _encoding(client, model, small), args, calls=3),
         }
     with ExitStack() as stack:  # the server is gone
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.work)))
@@ -238,9 +235,7 @@ def _preprocessing(photo: bytes) -> Pair:
     return lambda: preprocess(photo, CANVAS), plain
 
 
-def _encoding(stack: ExitStack, folder: Path, model: Path, photo: bytes) -> Pair:
-    server = stack.enter_context(TritonServer(write_repository(folder / "repository", model)))
-    client = stack.enter_context(InferenceServerClient(server.grpc_url))
+def _encoding(client: InferenceServerClient, model: Path, photo: bytes) -> Pair:
     session = models.session(model)
     tensor = InferInput("photo", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[photo]], dtype=np.object_))
