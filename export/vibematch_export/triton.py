@@ -66,6 +66,7 @@ _ENVIRONMENT: Final = "python_env_*"
 _CONTAINER_HOME: Final = Path("/opt/tritonserver")
 _LAST_WORDS_S: Final = 1
 """For the last answers to leave, once all photos have one."""
+_DEATH_TIMEOUT_S: Final = 5
 _POLL_INTERVAL_S: Final = 0.05
 _LOOPBACK: Final = "127.0.0.1"
 _PR_SET_PDEATHSIG: Final = 1
@@ -290,6 +291,7 @@ class TritonServer:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            _wait_until_gone(process.pid)
 
     def _launch(self, installation: _Installation) -> tuple[Path, subprocess.Popen[bytes]]:
         """Start the process; whatever it needs or leaves is registered for :meth:`stop`."""
@@ -563,6 +565,17 @@ def _spawn(
 def _end_with_parent() -> None:
     """Runs in the child: have the kernel stop the server in order if we are killed."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_gone(group: int) -> None:
+    """Give the killed processes of a group the moment they need to end."""
+    deadline = time.monotonic() + _DEATH_TIMEOUT_S
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            with suppress(ChildProcessError):  # a container's first process inherits orphans
+                os.waitpid(-group, os.WNOHANG)
+            os.killpg(group, 0)
+            time.sleep(_POLL_INTERVAL_S)
 
 
 def _commands_of_children(pid: int) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import ctypes
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -47,6 +48,7 @@ from vibematch_export.repository import (
 from vibematch_export.triton import TritonServer
 
 VIBEMATCH = [sys.executable, "-m", "vibematch"]
+PR_SET_CHILD_SUBREAPER = 36
 FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
 
 
@@ -139,8 +141,26 @@ def test_stop_cleans_up_after_a_killed_server(repository: Path, temporary: Path)
         os.kill(listening, signal.SIGKILL)
         assert server.wait() == -signal.SIGKILL
         assert _shared_memory(name)
-    assert _eventually(lambda: not _processes(temporary), 2)
+    assert not _processes(temporary)
     assert not _shared_memory(name)
+
+
+def test_killed_orphans_are_waited_for() -> None:
+    """As in a container, whose first process inherits what the server leaves."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        command = ["sh", "-c", "sleep 60 & echo started; wait"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"started\n"
+            os.killpg(parent.pid, signal.SIGKILL)
+            parent.wait()
+            triton._wait_until_gone(parent.pid)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(parent.pid, 0)
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def test_killed_parent_takes_the_server_along(own_repository: Path, temporary: Path) -> None:
@@ -173,7 +193,7 @@ def test_serve_fails_if_the_server_dies(own_repository: Path, temporary: Path) -
         _, err = serving.communicate(timeout=20)
     assert serving.returncode == 3
     assert "ended by itself with status -9: see" in err
-    assert _eventually(lambda: not _processes(temporary), 2)
+    assert not _processes(temporary)
 
 
 HURRIED = """
@@ -202,7 +222,7 @@ def test_serve_gives_up_a_server_that_hangs(own_repository: Path, temporary: Pat
                 os.kill(int(children), signal.SIGKILL)
     assert serving.returncode == 3
     assert "stopped answering: see" in err
-    assert _eventually(lambda: not _processes(temporary), 2)
+    assert not _processes(temporary)
 
 
 @pytest.mark.parametrize("name", ["style_preprocess", "style_embed"])
@@ -301,7 +321,7 @@ def test_slow_start_is_given_up(own_repository: Path, temporary: Path) -> None:
     code.write_text("import time\ntime.sleep(60)\n")
     with pytest.raises(ServerTimeoutError, match="not ready within 1 s"):
         TritonServer(own_repository, start_timeout_s=1).start()
-    assert _eventually(lambda: not _processes(temporary), 2)  # killed, not drained
+    assert not _processes(temporary)  # killed, not drained
     assert not list(temporary.iterdir())
 
 
