@@ -48,6 +48,8 @@ KERNELS: Final = "kernels.so"
 
 MAX_BATCH_SIZE: Final = 8
 """Photos in a request, at most."""
+CPU_BATCH_SIZE: Final = 2
+"""Photos that a CPU computes at once, at most: more gain little, and each waits for all of them."""
 MAX_QUEUE_SIZE: Final = 64
 """Requests that may wait at each step; the next one is answered UNAVAILABLE at once."""
 MAX_WAIT_S: Final = 120
@@ -379,7 +381,8 @@ def _embed_config(pixels: list[int], embedding_dim: int, name: str) -> pb.ModelC
         output=[_output(OUTPUT, pb.TYPE_FP32, [embedding_dim])],
         dynamic_batching=_batching(),
     )
-    if name == CPU:  # its model.py warms up by itself
+    if name == CPU:  # its model.py keeps to this size in larger requests, and warms up by itself
+        config.dynamic_batching.preferred_batch_size.append(CPU_BATCH_SIZE)
         config.instance_group.append(_on_cpu(1))  # one uses all cores
         # 0: every core the process may use.
         config.parameters["intra_op_threads"].string_value = "0"

@@ -15,6 +15,7 @@ from vibematch.preprocess import REVISION, Preprocessing
 from vibematch_export import kernels
 from vibematch_export.repository import (
     CANARY,
+    CPU_BATCH_SIZE,
     EMBED,
     ENCODER,
     PREPROCESS,
@@ -66,8 +67,10 @@ def test_every_profile_is_bounded_explicit_and_warm(profile: str) -> None:
         assert configs[step].max_batch_size >= configs[ENCODER].max_batch_size == 8
         assert configs[step].dynamic_batching.default_queue_policy.max_queue_size > 0
         assert configs[step].version_policy.latest.num_versions == 2
-    if profile != "cpu":  # there model.py does it
-        embed = configs[EMBED]
+    embed = configs[EMBED]
+    if profile == "cpu":  # there model.py warms up
+        assert embed.dynamic_batching.preferred_batch_size == [CPU_BATCH_SIZE]
+    else:
         warm = [sample.batch_size for sample in embed.model_warmup]
         assert warm == list(range(1, embed.max_batch_size + 1))
     pinned = {step.model_version for step in configs[ENCODER].ensemble_scheduling.step}

@@ -41,6 +41,8 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"{weights.name} cannot be loaded ({error})"
             ) from error
+        preferred = config["dynamic_batching"].get("preferred_batch_size")
+        self._batch_size = max(preferred or [config["max_batch_size"]])
         self._warm_up(config)
 
     def _warm_up(self, config: dict[str, Any]) -> None:
@@ -50,7 +52,7 @@ class TritonPythonModel:
         """
         (pixels,) = config["input"]
         shape = [int(side) for side in pixels["dims"]]
-        for batch_size in range(1, config["max_batch_size"] + 1):
+        for batch_size in range(1, self._batch_size + 1):
             try:
                 self._run(np.zeros((batch_size, *shape), np.uint8))
             except Exception as error:
@@ -59,16 +61,19 @@ class TritonPythonModel:
                 ) from error
 
     def _run(self, pixels: np.ndarray) -> np.ndarray:
-        (embeddings,) = self._session.run(["embedding"], {"pixels": pixels})
-        return embeddings
+        """Embeddings of any number of photos; memory is taken for one batch of them."""
+        batches = np.split(pixels, range(self._batch_size, len(pixels), self._batch_size))
+        return np.concatenate(
+            [self._session.run(["embedding"], {"pixels": batch})[0] for batch in batches]
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests of a dynamic batch as one and hand each its share."""
-        batches = [
+        """Run all requests of a dynamic batch together and hand each its share."""
+        photos = [
             pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests
         ]
-        embeddings = self._run(np.concatenate(batches))
-        ends = np.cumsum([len(batch) for batch in batches])
+        embeddings = self._run(np.concatenate(photos))
+        ends = np.cumsum([len(some) for some in photos])
         return [_answer(share) for share in np.split(embeddings, ends[:-1])]
 
 
