@@ -61,6 +61,7 @@ from vibematch.preprocess import Preprocessing
 
 PEER_DTYPE: Final = {"tiny": "float32", "2b": "bfloat16"}
 MEMORY_2B_GB: Final = 18
+OVERLOAD_BAR: Final = 0.9
 
 
 def main() -> None:
@@ -159,7 +160,7 @@ def result(
             _wire_table(args.seed, canvas),
         ],
         plots=[_cdf(found, plan), _curve(found, plan)],
-        bars=_bars(found, plan, limits),
+        bars=[*_twice_bar(found, plan, limits), _overload_bar(found[0], plan)],
         notes=_notes(args.backbone),
         packages=["fastapi", "uvicorn", "litserve", "aiohttp", "grpcio"],
         figures={
@@ -423,7 +424,7 @@ def _curve(found: Sequence[Measured], plan: Plan) -> Plot:
     )
 
 
-def _bars(found: Sequence[Measured], plan: Plan, limits: Limits) -> list[Bar]:
+def _twice_bar(found: Sequence[Measured], plan: Plan, limits: Limits) -> list[Bar]:
     by_label = {one.contender.label: one for one in found}
     peer = by_label.get(FASTAPI)
     if peer is None:
@@ -441,6 +442,18 @@ def _bars(found: Sequence[Measured], plan: Plan, limits: Limits) -> list[Bar]:
             met=math.isfinite(twice) and twice <= theirs,
         )
     ]
+
+
+def _overload_bar(ours: Measured, plan: Plan) -> Bar:
+    most = max(plan.overloads)
+    (phase,) = ours.phases[most]
+    share = phase.goodput / ours.median_capacity()
+    return Bar(
+        f"asked for {most:g} times what it can do, ours still answers {OVERLOAD_BAR:.0%} of that "
+        "in time",
+        f"{share:.0%}; {phase.late} answers too late",
+        met=share >= OVERLOAD_BAR,
+    )
 
 
 def _notes(backbone: models.BackboneName) -> list[str]:

@@ -211,8 +211,21 @@ def test_the_bar_is_met_by_answers_only(
         measured(measure, "vibematch int8", {"closed": closed, measure.TWICE: photos_later(*ours)}),
         measured(measure, measure.FASTAPI, {"closed": closed, measure.ONCE: photos_later(*theirs)}),
     ]
-    (bar,) = serving._bars(found, plan, measure.Limits(1))
+    (bar,) = serving._twice_bar(found, plan, measure.Limits(1))
     assert bar.met is met
+
+
+@pytest.mark.parametrize(("goodput", "met"), [(0.9, True), (0.85, False)])
+def test_the_bar_of_overload_is_a_share_of_the_capacity(
+    load: ModuleType, measure: ModuleType, serving: ModuleType, goodput: float, met: bool
+) -> None:
+    overload = replace(phase(load, 1, 1), goodput=goodput, late=3)
+    ours = measured(measure, "vibematch int8", {"closed": [phase(load, 1, 1)], 4: [overload]})
+    bar = serving._overload_bar(ours, measure.PLANS["2b"])
+    assert (bar.met, bar.value) == (
+        met,
+        f"{goodput / ours.median_capacity():.0%}; 3 answers too late",
+    )
 
 
 def test_twice_the_rate_is_the_same_photos_in_half_of_the_time(load: ModuleType) -> None:
@@ -299,7 +312,7 @@ def test_all_servers_give_the_same_vectors_and_end(
         processes = [process for one in found for process in one.server.processes()]
     until(lambda: not any(process.exists() for process in processes))
     made = serving.result(argparse.Namespace(backbone="tiny", seed=0), found, plan, limits)
-    assert len(made.tables) == 6 and len(made.plots) == 2 and len(made.bars) == 1
+    assert len(made.tables) == 6 and len(made.plots) == 2 and len(made.bars) == 2
     cosines = {row.label: row.cells[3] for row in made.tables[1].rows}
     assert cosines["vibematch fp32"] > 0.99999
     assert all(cosine > 0.99 for cosine in cosines.values() if cosine is not None)
