@@ -45,7 +45,7 @@ test-kserve: $(STAMP) $(KSERVE)/.installed  ## KServe's own client against our s
 bench: $(PEERS)  ## Benchmarks beside other software, tiny backbone: 10 minutes, goes on where it was
 	$(BIN)/python benchmarks/run.py tiny
 
-bench-2b: $(PEERS)  ## The same with the 2B architecture: hours, 24 GB of memory, 20 GB of disk
+bench-2b: $(PEERS)  ## The same with the 2B architecture: three hours, 24 GB of memory, 20 GB of disk
 	$(BIN)/python benchmarks/run.py 2b
 
 bench-guard: $(PEERS)  ## Have hot paths become slower than benchmarks/guard.json keeps? On a quiet machine

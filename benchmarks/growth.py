@@ -1,7 +1,7 @@
 """How cost grows with photos, users, clients, resolution and photos each; what breaks first.
 
     python benchmarks/growth.py                   # tiny backbone, 64,000 users: 90 seconds
-    python benchmarks/growth.py --backbone 2b     # 1,000,000 users: 45 minutes, 6 GB of disk
+    python benchmarks/growth.py --backbone 2b     # 1,000,000 users: 18 minutes, 6 GB of disk
 
 Each curve is measured at several sizes in turn, and its exponent fitted to the medians: a straight
 line through logarithms, with Student's 95 % interval from what is left over. What is made once (an

@@ -1,7 +1,7 @@
 """All benchmarks of one size, one after the other, and the report.
 
     python benchmarks/run.py tiny                    # make bench: 10 minutes on 2 cores
-    python benchmarks/run.py 2b                      # make bench-2b: hours, 24 GB of memory
+    python benchmarks/run.py 2b                      # make bench-2b: three hours, 24 GB of memory
     python benchmarks/run.py 2b --only model search --again
 
 What has a result of the same, clean commit is skipped, so a run that was interrupted goes on where

@@ -2,7 +2,7 @@
 
     pip install -e '.[benchmarks]'
     python benchmarks/search.py                          # 10,000 users: a minute
-    python benchmarks/search.py --full                   # to 1,000,000, more filters: two hours
+    python benchmarks/search.py --full                   # to 1,000,000, more filters: 40 minutes
     python benchmarks/search.py --users 200000 --only filters,costs --index build/search
 
 Most of the time goes into building, so ``--index`` keeps what was built. 1,000,000 users take 10 GB
@@ -87,7 +87,7 @@ class Measured:
 def main() -> None:
     """Build what is missing, measure, publish."""
     parser = harness.arguments(__doc__, "search")
-    parser.add_argument("--full", action="store_true", help="all sizes and filters; two hours")
+    parser.add_argument("--full", action="store_true", help="all sizes and filters; 40 minutes")
     parser.add_argument("--users", type=_numbers, metavar="N,…", help="other sizes")
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)
