@@ -570,12 +570,18 @@ def _end_with_parent() -> None:
 def _wait_until_gone(group: int) -> None:
     """Give the killed processes of a group the moment they need to end."""
     deadline = time.monotonic() + _DEATH_TIMEOUT_S
-    with suppress(ProcessLookupError):
-        while time.monotonic() < deadline:
-            with suppress(ChildProcessError):  # a container's first process inherits orphans
-                os.waitpid(-group, os.WNOHANG)
-            os.killpg(group, 0)
-            time.sleep(_POLL_INTERVAL_S)
+    while _is_running(group) and time.monotonic() < deadline:
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _is_running(group: int) -> bool:
+    """Whether a process of the group runs; the dead may stay listed until someone reaps them."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _commands_of_children(pid: int) -> list[bytes]:

@@ -73,7 +73,7 @@ class SlowServer:
 @contextmanager
 def _slow_server(repository: Path, max_queue_size: int, wait_s: float) -> Iterator[SlowServer]:
     code = repository / "style_embed" / "1" / "model.py"
-    slow = code.read_text().replace("batches = [", "_slow(requests)\n        batches = [", 1)
+    slow = code.read_text().replace("photos = [", "_slow(requests)\n        photos = [", 1)
     assert "_slow(requests)" in slow
     code.write_text(slow + SLOW)
     for step in ("style_preprocess", "style_embed"):
