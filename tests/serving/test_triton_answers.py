@@ -214,7 +214,7 @@ def test_requests_are_really_batched(
     before = executions()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda photo: _encode(client, [photo]), photos * 5))
-    assert set(executions() - before) == {1, CPU_BATCH_SIZE}
+    assert max(executions() - before) == CPU_BATCH_SIZE
 
 
 def test_connection_alone_tells_the_model(client: Any, exported: Path) -> None:

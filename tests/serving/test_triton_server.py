@@ -152,7 +152,8 @@ def test_killed_orphans_are_waited_for() -> None:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
         triton._wait_until_gone(parent.pid)
-        assert not (orphan / "cmdline").exists() or not (orphan / "cmdline").read_bytes()
+        with suppress(OSError):
+            assert not (orphan / "cmdline").read_bytes()  # empty for the dead
 
 
 def test_killed_parent_takes_the_server_along(own_repository: Path, temporary: Path) -> None:
