@@ -25,7 +25,7 @@ _SCAN: Final = (
     "_SCAN_US",
     "_SCAN_US_PER_CONDITION",
     "_SCAN_US_PER_ROW",
-    "_LISTS_US_PER_ROW",
+    "LISTS_US",
     "_SCAN_US_PER_QUALIFYING",
 )
 
@@ -41,10 +41,11 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
     scan_terms, scan_us = [], []
     for share, conditions in itertools.product(_SHARES, (1, 2, 3)):
         plan, took_us = _forced_scan(engine, people, share, conditions)
-        rows, compared = len(people), plan.scanned or 0
-        narrowed = compared < (plan.qualifying or 0)
+        compared, rows = plan.scanned or 0, len(people)
+        by_lists = plan.qualifying is None
+        tried = rows * (compared / max(plan.estimated_qualifying, 1) if by_lists else 1)
         scan_terms.append(
-            [1.0, 1 + conditions, rows * (1 + conditions), rows * narrowed, compared * cost]
+            [1.0, 1 + conditions, tried * (1 + conditions), by_lists, compared * cost]
         )
         scan_us.append(took_us)
     return [

@@ -8,7 +8,7 @@ element per row of the index, and a condition is a comparison of arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -20,10 +20,14 @@ from vibematch.attributes import Condition, Value, Where, as_bound, choices_of
 Rows: TypeAlias = npt.NDArray[np.intp]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Column: TypeAlias = npt.NDArray[Any]
+Selector: TypeAlias = Callable[[Rows | slice], Rows]
+"""Of rows, all of which were put: the places of those that qualify, ascending."""
+_Test: TypeAlias = Callable[[Rows | slice], Mask]
 
 _FIRST_CAPACITY: Final = 1024
 _FEW: Final = 8
-_FEW_ROWS: Final = 8_192
+_FEW_ROWS: Final = 16_384
+_FEW_SHARE: Final = 1 / 8
 _SORTED_FROM: Final = 4_096
 _MOST_CODED_NUMBERS: Final = 4_096
 _MOST_UNSORTED: Final = 0.02
@@ -105,7 +109,7 @@ class Columns:
             attribute.keep_sorted(count)
 
     def narrowed(self, wanted: Filter) -> Rows | None:
-        """A few rows, ascending, among which all are that qualify.
+        """A few rows, in no order, among which all are that qualify.
 
         ``None`` where no condition is known to be met by a few only.
         """
@@ -115,42 +119,32 @@ class Columns:
             rows = None if attribute is None else attribute.narrowed(condition)
             if rows is not None and (fewest is None or len(rows) < len(fewest)):
                 fewest = rows
-        # stable: quick where there are stretches in order, as the rows of one value are
-        return None if fewest is None else np.sort(fewest, kind="stable")
+        return fewest
 
-    def select(self, wanted: Filter, rows: Rows | slice) -> Mask:
-        """Which rows qualify.
+    def selector(self, wanted: Filter) -> Selector:
+        """What tells who of some rows qualify, for as long as nothing is put."""
+        first, *others = [*self._tests(wanted)] or [_anything]
 
-        Args:
-            wanted: the filter.
-            rows: the rows to look at; all of them were put.
+        def select(rows: Rows | slice) -> Rows:
+            places = np.flatnonzero(first(rows))
+            if others:
+                looked_at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+                for test in others:  # of those only that passed the ones before
+                    places = places[test(looked_at[places])]
+            return places
 
-        Returns:
-            Booleans, one for each row looked at.
-        """
-        mask = self._meet(wanted.where, rows)
-        if wanted.accepted_by is not None:
-            looked_at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-            left = np.flatnonzero(mask)  # preferences take longer, and concern these only
-            for name, preference in self._preferences.items():
-                accepting = preference.select(wanted.accepted_by.get(name), looked_at[left])
-                mask[left[~accepting]] = False
-                left = left[accepting]
-        return mask
+        return select
 
-    def _meet(self, where: Sequence[tuple[str, Condition]], rows: Rows | slice) -> Mask:
-        masks = []
-        for name, condition in where:
+    def _tests(self, wanted: Filter) -> Iterator[_Test]:
+        for name, condition in wanted.where:
             attribute = self._attributes.get(name)
             if attribute is not None:
-                masks.append(attribute.select(condition, rows))
+                yield attribute.test(condition)
             elif not accepts(condition, None):  # nobody has such an attribute
-                masks.append(np.zeros(_count(rows), bool))
-        if not masks:
-            return np.ones(_count(rows), bool)
-        for mask in masks[1:]:
-            masks[0] &= mask
-        return masks[0]
+                yield _nothing
+        if wanted.accepted_by is not None:
+            for name, preference in self._preferences.items():
+                yield preference.test(wanted.accepted_by.get(name))
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -177,6 +171,14 @@ def _choices(condition: Condition) -> frozenset[Value | None]:
     return frozenset(choices_of(condition))
 
 
+def _anything(rows: Rows | slice) -> Mask:
+    return np.ones(_count(rows), bool)
+
+
+def _nothing(rows: Rows | slice) -> Mask:
+    return np.zeros(_count(rows), bool)
+
+
 def _count(rows: Rows | slice) -> int:
     return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
@@ -193,7 +195,9 @@ class _Sorted(NamedTuple):
         return cls(column[rows][order], rows[order].astype(np.int32))
 
     def between(self, low: float, high: float) -> npt.NDArray[np.int32]:
-        first, end = np.searchsorted(self.values, low), np.searchsorted(self.values, high, "right")
+        bound = self.values.dtype.type  # of another type, NumPy would convert all values first
+        first = self.values.searchsorted(bound(low))
+        end = self.values.searchsorted(bound(high), "right")
         return self.rows[first:end]
 
 
@@ -261,7 +265,7 @@ class _Attribute:
                 return None
             found = [lookup.by_code.between(code, code) for code in codes]
             found += [lookup.by_number.between(amount, amount) for amount in amounts]
-        if sum(map(len, found)) > _FEW_ROWS:
+        if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
         unsorted = np.arange(lookup.rows, self._count)
         rows: Rows = np.concatenate([*found, np.fromiter(changed, np.intp), unsorted])
@@ -280,28 +284,18 @@ class _Attribute:
             self._numbers[row] = value
             self._codes[row] = self._code_of_number(float(value))
 
-    def select(self, condition: Condition, rows: Rows | slice) -> Mask:
-        mask: Mask
+    def test(self, condition: Condition) -> _Test:
         if isinstance(condition, tuple):
-            numbers, (low, high) = self._numbers[rows], map(_as_float, condition)
-            mask = (numbers >= low) & (numbers <= high)
-            return mask
-        codes = self._codes[rows]
-        wanted, amounts = self._wanted(condition)
+            low, high = map(_as_float, condition)
+            return lambda rows: _are_between(self._numbers[rows], low, high)
+        codes, amounts = self._wanted(condition)
         if self._coded_numbers >= 0:
-            wanted += [self._code_of.get(amount, _NOBODY) for amount in amounts]
+            codes += [self._code_of.get(amount, _NOBODY) for amount in amounts]
             amounts = []
-        if len(wanted) <= _FEW:  # quicker than looking each row up
-            mask = np.zeros(len(codes), bool)
-            for code in wanted:
-                mask |= codes == code
-        else:
-            table = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
-            table[[code for code in wanted if code != _NOBODY]] = True
-            mask = np.take(table, codes)
-        if amounts:
-            mask |= np.isin(self._numbers[rows], amounts)
-        return mask
+        have_codes = _are_one_of(codes, len(self._code_of) + _FIRST_CODE)
+        if not amounts:
+            return lambda rows: have_codes(self._codes[rows])
+        return lambda rows: have_codes(self._codes[rows]) | np.isin(self._numbers[rows], amounts)
 
     def _code_of_number(self, number: float) -> int:
         code = self._code_of.get(number)
@@ -370,14 +364,40 @@ class _Preference:
         for choice in {_comparable(choice) for choice in wish}:
             self._codes_with.setdefault(choice, []).append(code)
 
-    def select(self, value: Value | None, rows: Rows | slice) -> Mask:
+    def test(self, value: Value | None) -> _Test:
+        is_number = isinstance(value, int | float)
         table = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
-        table[_ANYTHING], table[_NUMBER] = True, isinstance(value, int | float)
+        table[_ANYTHING], table[_NUMBER] = True, is_number
         table[self._codes_with.get(_comparable(value), [])] = True
-        mask: Mask = np.take(table, self._codes[rows])
-        if isinstance(value, int | float):
-            mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
-        return mask
+
+        def accepts_it(rows: Rows | slice) -> Mask:
+            mask: Mask = np.take(table, self._codes[rows])
+            if is_number:
+                mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
+            return mask
+
+        return accepts_it
+
+
+def _are_between(numbers: Column, low: float, high: float) -> Mask:
+    mask: Mask = (numbers >= low) & (numbers <= high)
+    return mask
+
+
+def _are_one_of(wanted: Sequence[int], count: int) -> Callable[[Column], Mask]:
+    """Whether codes, all of them below ``count``, are among those wanted."""
+    if len(wanted) <= _FEW:  # quicker than looking each one up
+
+        def are_equal(codes: Column) -> Mask:
+            mask = np.zeros(len(codes), bool)
+            for code in wanted:
+                mask |= codes == code
+            return mask
+
+        return are_equal
+    table = np.zeros(count, bool)
+    table[[code for code in wanted if code != _NOBODY]] = True
+    return lambda codes: np.take(table, codes)
 
 
 def _comparable(value: Value | None) -> str | float | None:

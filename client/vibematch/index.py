@@ -21,13 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch import planner
-from vibematch.filters import Columns, Filter, Mask
+from vibematch.filters import Columns, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
-from vibematch.vectors import Partition, Rows, Vector, VectorRows, vector_keys
+from vibematch.vectors import (
+    Coded,
+    Partition,
+    Rows,
+    Vector,
+    VectorRows,
+    rows_between,
+    vector_keys,
+)
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+Scores: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _M: Final = 16
 _EF_CONSTRUCTION: Final = 200
@@ -84,6 +93,24 @@ class Question(NamedTuple):
     wanted: Filter = Filter()
     exclude: Collection[str] = ()
     min_score: float = -math.inf
+
+
+class _Search(NamedTuple):
+    """A question, in rows.
+
+    Attributes:
+        vector: the question's.
+        top_k: its.
+        least: score of a match.
+        qualify: places of those of some rows that meet the filter; ``None``: all do.
+        excluded: rows to leave out.
+    """
+
+    vector: Vector
+    top_k: int
+    least: float
+    qualify: Selector | None
+    excluded: Rows
 
 
 class _SharedLock:
@@ -162,6 +189,7 @@ class HnswIndex:
         self._outside: dict[int, set[int]] = {}  # key → rows that are not in the graph
         self._partition: Partition | None = None
         self._sorted_rows = 0
+        self._list_starts: Rows = np.zeros(1, np.intp)  # of the lists, among the sorted rows
         self._columns = Columns()
         self._vectors = VectorRows(dim)
         self._graph = new_graph(dim)
@@ -307,15 +335,24 @@ class HnswIndex:
             self._lists[:count] = lists[order]
             self._columns = self._columns.take(order)
             self._sorted_rows = count
-        self._vectors.replace(np.ascontiguousarray(vectors[order]))
+            self._list_starts = self._find_lists()
+        self._vectors.replace(Coded.of(np.ascontiguousarray(vectors[order])))
         self._ids[:count], self._revisions[:count] = ids[order], revisions[order]
         self._alive[:count] = True
-        self._keys[:count] = vector_keys(self._vectors.blocks()[0])
+        self._keys[:count] = vector_keys(self._vectors.blocks()[0].vectors)
         self._leave_twins_out()
         self._columns.keep_sorted(count)
         names = [users[place] for place in order]
         self._users = list(names)
         self._rows = {user: row for row, user in enumerate(names)}
+
+    def _find_lists(self) -> Rows:
+        """Where each list begins among the sorted rows, and where the last one ends."""
+        if self._partition is None:
+            return np.zeros(1, np.intp)
+        numbers = np.arange(len(self._partition) + 1)
+        starts: Rows = np.searchsorted(self._lists[: self._sorted_rows], numbers)
+        return starts
 
     def _leave_twins_out(self) -> None:
         """Choose who stays out of the graph, of an index that was just filled."""
@@ -448,139 +485,208 @@ class HnswIndex:
             ``min(top_k, users who qualify)`` matches, best first, ties by user id; the plan.
         """
         with self._lock.shared():
-            return self._search(question, self._rows_of(question.exclude))
+            few = self._columns.narrowed(question.wanted) if question.wanted else None
+            return self._search(self._in_rows(question), len(question.wanted), few)
 
     def search_exactly(self, question: Question) -> list[Match]:
         """The most similar users, found by comparing all who qualify."""
         with self._lock.shared():
-            rows = self._qualifying(question, self._rows_of(question.exclude))
-            return self._best(rows, question)
+            search = self._in_rows(question)
+            return self._best(self._qualifying(search), search)
 
-    def _rows_of(self, user_ids: Collection[str]) -> Rows:
-        rows = [self._rows[user_id] for user_id in user_ids if user_id in self._rows]
-        return np.array(rows, np.intp)
+    def _in_rows(self, question: Question) -> _Search:
+        excluded = [self._rows[name] for name in question.exclude if name in self._rows]
+        return _Search(
+            question.vector,
+            question.top_k,
+            question.min_score - _ROUNDING,
+            self._columns.selector(question.wanted) if question.wanted else None,
+            np.array(excluded, np.intp),
+        )
 
-    def _search(self, question: Question, excluded: Rows) -> tuple[list[Match], Plan]:
-        users, wanted = len(self._rows), question.wanted
-        narrowed = self._columns.narrowed(wanted) if wanted else None
-        if narrowed is None:
-            share, tried = self._share(wanted), len(self._users)
-        else:
-            qualifying = self._qualifying(question, excluded, narrowed)
-            share, tried = len(qualifying) / max(users, 1), 0  # they were tried just now
-        expected = round(share * users)
-        needed = question.top_k + len(excluded)  # who was seen already is near
-        fetch = planner.fetch_for(needed, max(share, 0.5 / max(users, 1)))
-        if wanted:  # costs no more, and more of them qualify
+    def _search(
+        self, search: _Search, conditions: int, few: Rows | None
+    ) -> tuple[list[Match], Plan]:
+        """What :meth:`search` returns.
+
+        Args:
+            search: what is asked.
+            conditions: how many conditions the filter has.
+            few: rows among which all are that meet it; ``None``: these are many.
+        """
+        users = len(self._rows)
+        share = self._share(search, few)
+        partition = self._partition if _needs_lists(round(share * users), few) else None
+        near = share
+        if partition is not None and search.qualify:
+            near = self._share_near(partition, search.vector, search.qualify, share)
+        needed = search.top_k + len(search.excluded)  # who was seen already is near
+        fetch = planner.fetch_for(needed, near)
+        if search.qualify:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(users), users // 4))
         cost = planner.vector_cost(users, self._dim)
-        graph_us = planner.graph_us(fetch, users, cost)
-        compared = self._compared(expected, question.top_k)
-        scan_us = planner.scan_us(tried, expected, compared, len(wanted), cost)
-        plan = Plan("graph", users, expected, graph_us, scan_us, fetch)
-        if graph_us <= scan_us:
-            found = self._ask_graph(question, excluded, fetch)
+        plan = Plan(
+            "graph",
+            users,
+            estimated_qualifying=round(share * users),
+            graph_us=planner.graph_us(fetch, users, cost),
+            scan_us=self._scan_us(partition, share, few, conditions, cost),
+            fetched=fetch,
+        )
+        if plan.graph_us <= plan.scan_us:
+            found = self._ask_graph(search, fetch)
             if found is not None:
                 return found, plan
         else:
             plan = plan._replace(fetched=None)
-        if narrowed is None:
-            qualifying = self._qualifying(question, excluded)
-        near = self._nearest_lists(qualifying, question)
-        plan = plan._replace(strategy="scan", qualifying=len(qualifying), scanned=len(near))
-        return self._best(near, question), plan
+        if partition is not None:
+            return self._scan_lists(partition, search, few, share, plan)
+        rows = self._qualifying(search, None if few is None else np.sort(few))
+        plan = plan._replace(strategy="scan", qualifying=len(rows), scanned=len(rows))
+        return self._best(rows, search), plan
 
-    def _share(self, wanted: Filter) -> float:
-        """About how many of the users meet a filter, in (0, 1]; from a sample."""
-        if not wanted:
+    def _scan_us(
+        self,
+        partition: Partition | None,
+        share: float,
+        few: Rows | None,
+        conditions: int,
+        cost: float,
+    ) -> float:
+        """What a scan is expected to take."""
+        users = len(self._rows)
+        tried = users if few is None else len(few)
+        if partition is None:
+            return planner.scan_us(tried, share * users, conditions, cost)
+        looked_at = planner.looked_at(len(partition), users, share)
+        return planner.LISTS_US + planner.scan_us(
+            looked_at * tried, looked_at * share * users, conditions, cost
+        )
+
+    def _share(self, search: _Search, few: Rows | None) -> float:
+        """About how many of the users qualify, in (0, 1]; from a sample."""
+        if search.qualify is None:
             return 1.0
-        count = len(self._users)
-        sample = np.arange(0, count, max(count // planner.SAMPLE, 1))
-        alive = self._alive[sample]
-        met = np.count_nonzero(self._columns.select(wanted, sample) & alive)
-        return (met + 0.5) / (np.count_nonzero(alive) + 0.5)
+        among = len(self._users) if few is None else len(few)
+        sample = np.arange(0, among, max(among // planner.SAMPLE, 1))
+        rows = sample if few is None else few[sample]
+        alive = self._alive[rows]
+        met = max(int(np.count_nonzero(alive[search.qualify(rows)])), 0.5)
+        if few is None:
+            return met / max(int(np.count_nonzero(alive)), 1)
+        return min(met * among / max(len(rows), 1) / max(len(self._rows), 1), 1.0)
 
-    def _ask_graph(self, question: Question, excluded: Rows, fetch: int) -> list[Match] | None:
+    def _share_near(
+        self, partition: Partition, vector: Vector, qualify: Selector, share: float
+    ) -> float:
+        """About how many of those near the query qualify, in (0, 1]: of those in one list."""
+        nearest = int(partition.nearest(vector, 1)[0])
+        start, end = int(self._list_starts[nearest]), int(self._list_starts[nearest + 1])
+        if end - start < planner.LEAST_SAMPLE:
+            return share
+        met = int(np.count_nonzero(self._alive[start:end][qualify(slice(start, end))]))
+        return max(met, 0.5) / (end - start)
+
+    def _ask_graph(self, search: _Search, fetch: int) -> list[Match] | None:
         """The best of the nearest users, ``None`` if not enough of these qualify."""
         try:
             labels, distances = self._graph.knn_query(
-                question.vector[np.newaxis], k=fetch, num_threads=1
+                search.vector[np.newaxis], k=fetch, num_threads=1
             )
         except RuntimeError:  # it cannot reach that many users
             return None
         rows, scores = labels[0].astype(np.intp), 1.0 - distances[0]
-        complete = scores[-1] < question.min_score - _ROUNDING
+        complete = scores[-1] < search.least
         if self._outside:
-            rows, scores = self._with_twins(rows, scores, question.vector)
-        if question.wanted:
-            keep = self._columns.select(question.wanted, rows)
+            rows, scores = self._with_twins(rows, scores, search.vector)
+        if search.qualify:
+            places = search.qualify(rows)
+            rows, scores = rows[places], scores[places]
+        if len(search.excluded):
+            keep = np.isin(rows, search.excluded, invert=True)
             rows, scores = rows[keep], scores[keep]
-        if len(excluded):
-            keep = np.isin(rows, excluded, invert=True)
-            rows, scores = rows[keep], scores[keep]
-        if complete or len(rows) >= question.top_k:
-            return self._matches(rows, scores, question)
+        if complete or len(rows) >= search.top_k:
+            return self._matches(rows, scores, search)
         return None
 
-    def _with_twins(self, rows: Rows, scores: Vector, vector: Vector) -> tuple[Rows, Vector]:
+    def _with_twins(self, rows: Rows, scores: Scores, vector: Vector) -> tuple[Rows, Scores]:
         """Rows of the graph, and those that they stand for."""
         keys = set(self._keys[rows].tolist()) & self._outside.keys()
         others = np.array(sorted(set().union(*(self._outside[key] for key in keys))), np.intp)
         theirs = self._vectors.scores(others, vector)
         return np.concatenate([rows, others]), np.concatenate([scores, theirs])
 
-    def _qualifying(self, question: Question, excluded: Rows, among: Rows | None = None) -> Rows:
+    def _qualifying(self, search: _Search, among: Rows | None = None) -> Rows:
         """All rows, or those among some, of users who qualify; ascending."""
         rows: Rows | slice = slice(0, len(self._users)) if among is None else among
-        mask = self._alive[rows]
-        if question.wanted:
-            mask = mask & self._columns.select(question.wanted, rows)
-        found = np.flatnonzero(mask) if among is None else among[mask]
-        return found[np.isin(found, excluded, invert=True)] if len(excluded) else found
+        if search.qualify is None:
+            found = np.flatnonzero(self._alive[rows])
+        else:
+            found = search.qualify(rows)
+        if among is not None:
+            found = among[found]
+        if search.qualify:
+            found = found[self._alive[found]]
+        return _without(found, search.excluded)
 
-    def _compared(self, qualifying: int, top_k: int) -> int:
-        """How many of those who qualify a scan compares, about."""
-        if self._partition is None:
-            return qualifying
-        return min(qualifying, max(planner.scanned_at_most(len(self._rows), qualifying), 4 * top_k))
+    def _scan_lists(
+        self, partition: Partition, search: _Search, few: Rows | None, share: float, plan: Plan
+    ) -> tuple[list[Match], Plan]:
+        """The best of those in the nearest lists: of ever more lists, until more change nothing."""
+        enough = max(planner.SCANNED_AT_LEAST, 4 * search.top_k)
+        best, scores = np.empty(0, np.intp), np.empty(0)
+        seen, scanned, is_settled = 0, 0, False
+        reach = planner.first_lists(len(partition), len(self._rows), share)
+        while seen < len(partition) and not is_settled:
+            lists = partition.nearest(search.vector, reach)[seen:]
+            rows = self._qualifying(search, self._rows_in(lists, few))
+            near, their_scores = self._nearest(rows, search)
+            before = best
+            best, scores = _best_of(
+                np.concatenate([best, near]), np.concatenate([scores, their_scores]), search.top_k
+            )
+            is_settled = scanned >= enough and np.array_equal(best, before)
+            scanned += len(rows)
+            seen, reach = reach, planner.more_lists(reach)
+        plan = plan._replace(
+            strategy="scan", qualifying=None if seen < len(partition) else scanned, scanned=scanned
+        )
+        return self._matches(best, scores, search), plan
 
-    def _nearest_lists(self, rows: Rows, question: Question) -> Rows:
-        """Of too many rows, those in the lists that are nearest to the query."""
-        most = self._compared(len(rows), question.top_k)
-        if self._partition is None or len(rows) == most:
-            return rows
-        lists = self._lists[rows]
-        near: Rows = rows[self._partition.nearest_holding(question.vector, lists, most)[lists]]
-        return near
+    def _rows_in(self, lists: Rows, few: Rows | None) -> Rows:
+        """Rows in some lists, ascending: all of them, or those of a few."""
+        chosen = np.zeros(len(self._list_starts) - 1, bool)
+        chosen[lists] = True
+        if few is not None:
+            return np.sort(few[chosen[self._lists[few]]])
+        lists = np.flatnonzero(chosen)
+        rows = rows_between(self._list_starts[lists], self._list_starts[lists + 1])
+        unsorted = self._lists[self._sorted_rows : len(self._users)]
+        if len(unsorted):
+            rows = np.append(rows, np.flatnonzero(chosen[unsorted]) + self._sorted_rows)
+        return rows
 
-    def _best(self, rows: Rows, question: Question) -> list[Match]:
-        """The best of some rows, in ascending order."""
-        vector, top_k = question.vector, question.top_k
-        if len(rows) > top_k + planner.TIES:
-            rough = self._vectors.scores(rows, vector)
-            border = max(np.partition(rough, -top_k)[-top_k], question.min_score)
-            rows = rows[rough >= border - _ROUNDING]
-        # Row by row in double precision: equal vectors get equal scores, so ties are real ties.
-        scores = np.multiply(self._vectors.take(rows), vector, dtype=np.float64).sum(axis=1)
-        return self._matches(rows, scores, question)
+    def _best(self, rows: Rows, search: _Search) -> list[Match]:
+        """The best of some rows, ascending."""
+        return self._matches(*self._nearest(rows, search), search)
 
-    def _matches(
-        self, rows: Rows, scores: npt.NDArray[np.floating[Any]], question: Question
-    ) -> list[Match]:
+    def _nearest(self, rows: Rows, search: _Search) -> tuple[Rows, Scores]:
+        """Of some rows, ascending, the nearest ``top_k``, with ties; and their scores."""
+        if len(rows) > search.top_k:
+            rows = self._vectors.shortlist(rows, search.vector, search.top_k)
+        return _best_of(rows, self._vectors.scores(rows, search.vector), search.top_k)
+
+    def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
-        least = question.min_score - _ROUNDING
-        if len(scores) > question.top_k:
-            last = np.partition(scores, -question.top_k)[-question.top_k]
-            keep = scores >= last - _ROUNDING
-            rows, scores = rows[keep], scores[keep]
+        rows, scores = _best_of(rows, scores, search.top_k)
         users = self._users
         matches = [
             Match(str(users[row]), score)
             for row, score in zip(rows.tolist(), scores.clip(-1.0, 1.0).tolist(), strict=True)
-            if score >= least
+            if score >= search.least
         ]
         matches.sort(key=lambda match: (-match.score, match.user_id))
-        return matches[: question.top_k]
+        return matches[: search.top_k]
 
     # --- on disk
 
@@ -598,18 +704,18 @@ class HnswIndex:
         """
         with self._changing:
             count = len(self._users)
-            centroids = np.empty((0, self._dim), np.float32)
+            no_lists = np.empty((0, self._dim), np.float32)
             snapshot = Snapshot(
                 sequence=self.sequence,
-                vectors=centroids,
+                vectors=self._vectors.blocks(),
                 ids=self._ids[:count],
                 revisions=self._revisions[:count],
                 lists=self._lists[:count],
-                centroids=centroids if self._partition is None else self._partition.centroids,
+                centroids=no_lists if self._partition is None else self._partition.centroids,
                 sorted_rows=self._sorted_rows,
                 graph=self._graph,
             )
-            mapped = write_snapshot(folder, fingerprint, snapshot, self._vectors.blocks())
+            mapped = write_snapshot(folder, fingerprint, snapshot)
             with self._lock.exclusive():
                 self._vectors.replace(mapped)
 
@@ -641,8 +747,10 @@ class HnswIndex:
         index._alive[:count] = snapshot.ids != 0
         index._partition = Partition(snapshot.centroids) if len(snapshot.centroids) else None
         index._sorted_rows = snapshot.sorted_rows
-        index._vectors.replace(snapshot.vectors)
-        index._keys[:count] = vector_keys(snapshot.vectors) * (snapshot.ids != 0)
+        index._list_starts = index._find_lists()
+        (vectors,) = snapshot.vectors
+        index._vectors.replace(vectors)
+        index._keys[:count] = vector_keys(vectors.vectors) * (snapshot.ids != 0)
         if index._graph.get_current_count() < count:
             outside = np.setdiff1d(np.flatnonzero(snapshot.ids), index._graph.get_ids_list())
             for row in outside.tolist():
@@ -674,3 +782,25 @@ class HnswIndex:
                 self._retire(row)
         self._columns.keep_sorted(len(self._users))
         return missing
+
+
+def _best_of(rows: Rows, scores: Scores, count: int) -> tuple[Rows, Scores]:
+    """The rows with the best ``count`` scores, and those that tie with the last."""
+    if len(rows) <= count:
+        return rows, scores
+    keep = scores >= np.partition(scores, -count)[-count] - _ROUNDING
+    return rows[keep], scores[keep]
+
+
+def _without(rows: Rows, excluded: Rows) -> Rows:
+    """Rows, ascending, but for a few."""
+    if not len(excluded) or not len(rows):
+        return rows
+    places = np.searchsorted(rows, excluded)
+    found = rows.take(places, mode="clip") == excluded
+    return np.delete(rows, places[found])
+
+
+def _needs_lists(expected: int, few: Rows | None) -> bool:
+    """Whether a scan had better compare the nearest of those who qualify than all of them."""
+    return few is None or expected > planner.SCANNED_AT_ONCE

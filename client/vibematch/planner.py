@@ -13,31 +13,40 @@ from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
 """An index of this many users is scanned: as fast as the graph there, and exact."""
-SCANNED_AT_LEAST: Final = 1_000
-"""So few who qualify are all compared."""
+SCANNED_AT_LEAST: Final = 500
+"""A scan of the nearest lists compares at least so many before it asks whether that was enough."""
+SCANNED_AT_ONCE: Final = 3_000
+"""So few who qualify, and are known, are all compared."""
 SAMPLE: Final = 1_024
 """Users on whom a filter is tried, to estimate how many qualify."""
+LEAST_SAMPLE: Final = 50
+"""So few users say nothing about the others."""
 
 _EF_SEARCH: Final = 128
 _MANY_USERS: Final = 500_000
-_SCANNED_AT_MOST: Final = 16_384
-_SCANNED_SHARE_OF_USERS: Final = 1 / 12
-_SCANNED_SHARE_OF_QUALIFYING: Final = 1 / 4
 _MARGIN: Final = 2.0
 TIES: Final = 6
 """Users beyond those asked for, so that ties at the end are broken by user id."""
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
 
+# A scan looks into the nearest lists, then into more of them, until these change nothing. By a
+# simulation of clustered vectors: far more lists than needed where a filter has nothing to do with
+# style, and a recall of 0.99 and more where it leaves out the nearest styles.
+_FIRST_LISTS: Final = 16
+_SECOND_LISTS: Final = 64
+_GROWTH: Final = 2
+_ESTIMATE_MARGIN: Final = 1.2
+
 # Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
 # ratios matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 150.0
-_GRAPH_US_PER_USER: Final = 0.28
-_SCAN_US: Final = 50.0
-_SCAN_US_PER_CONDITION: Final = 12.0
-_SCAN_US_PER_ROW: Final = 0.0004
-_SCAN_US_PER_QUALIFYING: Final = 0.11
-_LISTS_US_PER_ROW: Final = 0.0005
+_GRAPH_US: Final = 135.0
+_GRAPH_US_PER_USER: Final = 0.31
+_SCAN_US: Final = 45.0
+_SCAN_US_PER_CONDITION: Final = 10.0
+_SCAN_US_PER_ROW: Final = 0.0007
+_SCAN_US_PER_QUALIFYING: Final = 0.02
+LISTS_US: Final = 170.0
 _DIM: Final = 256
 _CACHE_BYTES: Final = 16e6
 _BEYOND_CACHE: Final = 0.4
@@ -54,7 +63,7 @@ class Plan(NamedTuple):
         graph_us: expected microseconds of the graph.
         scan_us: expected microseconds of a scan.
         fetched: how many users the graph was asked for, if it was asked.
-        qualifying: how many users do qualify; a graph does not tell.
+        qualifying: how many users do qualify, where all were tried.
         scanned: how many of them a scan compared. If these are all, the answer is exact.
     """
 
@@ -70,7 +79,10 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         steps = [] if self.fetched is None else [f"asked the graph for {self.fetched:,} users"]
         if self.strategy == "scan":
-            steps.append(f"compared {self.scanned:,} of the {self.qualifying:,} who qualify")
+            whole = f"about {self.estimated_qualifying:,}"
+            if self.qualifying is not None:
+                whole = f"the {self.qualifying:,}"
+            steps.append(f"compared {self.scanned:,} of {whole} who qualify")
         graph = "too few users for the graph"
         if math.isfinite(self.graph_us):
             graph = f"{self.graph_us:,.0f} µs by the graph"
@@ -85,15 +97,32 @@ def ef_search(users: int) -> int:
     return _EF_SEARCH if users < _MANY_USERS else 2 * _EF_SEARCH
 
 
-def scanned_at_most(users: int, qualifying: int) -> int:
-    """How many users a scan compares at most, those in the nearest lists.
+def first_lists(lists: int, users: int, share: float) -> int:
+    """How many lists to look into at first.
 
     Args:
-        users: how many there are; the more, the more of them are near.
-        qualifying: how many of them qualify.
+        lists: how many there are.
+        users: how many are in them.
+        share: about how many of the users qualify, in (0, 1].
     """
-    most = max(_SCANNED_AT_MOST, int(_SCANNED_SHARE_OF_USERS * users))
-    return min(most, max(SCANNED_AT_LEAST, int(_SCANNED_SHARE_OF_QUALIFYING * qualifying)))
+    needed = _ESTIMATE_MARGIN * SCANNED_AT_LEAST / (share * users) * lists
+    return max(_FIRST_LISTS, math.ceil(needed))
+
+
+def more_lists(lists: int) -> int:
+    """Into how many lists to look next, after so many."""
+    return max(_SECOND_LISTS, _GROWTH * lists)
+
+
+def looked_at(lists: int, users: int, share: float) -> float:
+    """The share of all lists that are looked into where the second look changes nothing.
+
+    Args:
+        lists: as for :func:`first_lists`, like the others.
+        users: those.
+        share: of them.
+    """
+    return min(more_lists(first_lists(lists, users, share)) / lists, 1.0)
 
 
 def fetch_for(wanted: int, share: float) -> int:
@@ -120,20 +149,18 @@ def graph_us(fetch: int, users: int, cost: float) -> float:
     return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
 
 
-def scan_us(rows: int, qualifying: int, compared: int, conditions: int, cost: float) -> float:
-    """Expected microseconds of a scan.
+def scan_us(tried: float, compared: float, conditions: int, cost: float) -> float:
+    """Expected microseconds of a scan; a scan of lists takes :data:`LISTS_US` more.
 
     Args:
-        rows: on how many users the conditions are tried.
-        qualifying: how many users meet these.
-        compared: how many of those are in lists that are looked into.
+        tried: on how many users the conditions are tried.
+        compared: how many of these qualify.
         conditions: how many conditions there are.
         cost: :func:`vector_cost`.
     """
     return (
         _SCAN_US
-        + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * rows) * (1 + conditions)
-        + _LISTS_US_PER_ROW * rows * (compared < qualifying)
+        + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * tried) * (1 + conditions)
         + _SCAN_US_PER_QUALIFYING * compared * cost
     )
 

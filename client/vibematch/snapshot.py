@@ -3,16 +3,16 @@
 Two files in the folder of a generation:
 
 ``snapshot``
-    one line ``vibematch-snapshot 2 SHA256``, the digest being that of all bytes behind it; one
+    one line ``vibematch-snapshot 3 SHA256``, the digest being that of all bytes behind it; one
     line of JSON (:class:`_Header`), padded with spaces so that what follows begins at a multiple
-    of 64; then arrays by row, little-endian: the vectors (float32), the users' ids and the
-    revisions of their vectors (int64; id 0 where a row is free), their lists (uint16); then the
-    centroids of the lists (float32).
+    of 64; then arrays by row, little-endian: the vectors (float32), their codes (int8) and the
+    codes' scales (float32), the users' ids and the revisions of their vectors (int64; id 0 where a
+    row is free), their lists (uint16); then the centroids of the lists (float32).
 ``snapshot.graph-SHA256``
     the graph as hnswlib saves it, named by the first half of its digest, which is in the header.
 
-hnswlib's loader trusts its input, so it sees only bytes whose digest was right. The vectors are
-mapped, not read: all processes share them, and the kernel may drop them.
+hnswlib's loader trusts its input, so it sees only bytes whose digest was right. The vectors and
+their codes are mapped, not read: all processes share them, and the kernel may drop them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch.folder import sync_folder
-from vibematch.vectors import Vector
+from vibematch.vectors import Coded, Vector
 
 FILENAME: Final = "snapshot"
 
-_MAGIC: Final = "vibematch-snapshot 2"
+_MAGIC: Final = "vibematch-snapshot 3"
 _ALIGNMENT: Final = 64
 _TRIES: Final = 3
 
@@ -50,6 +50,7 @@ class _Header:
     rows: int
     lists: int
     sorted_rows: int
+    code_error: float
     graph_sha256: str
 
 
@@ -59,7 +60,7 @@ class Snapshot:
 
     Attributes:
         sequence: number of the last write that it knows.
-        vectors: by row, float32 ``[rows, dim]``, mapped.
+        vectors: by row, ``[rows, dim]``, and their codes, in blocks; read: one block, mapped.
         ids: users' ids by row, int64 ``[rows]``, 0 where a row is free.
         revisions: of their vectors, int64 ``[rows]``.
         lists: their lists, uint16 ``[rows]``.
@@ -69,7 +70,7 @@ class Snapshot:
     """
 
     sequence: int
-    vectors: Vector
+    vectors: Sequence[Coded]
     ids: npt.NDArray[np.int64]
     revisions: npt.NDArray[np.int64]
     lists: npt.NDArray[np.uint16]
@@ -85,16 +86,13 @@ def new_graph(dim: int) -> Any:
     return hnswlib.Index(space="ip", dim=dim)
 
 
-def write_snapshot(
-    folder: Path, fingerprint: str, snapshot: Snapshot, blocks: Sequence[Vector]
-) -> Vector:
+def write_snapshot(folder: Path, fingerprint: str, snapshot: Snapshot) -> Coded:
     """Write a snapshot; the old one stays whole until the new one is on the disk.
 
     Args:
         folder: of the generation.
         fingerprint: the model's.
-        snapshot: what to write, but for the vectors.
-        blocks: the vectors.
+        snapshot: what to write.
 
     Returns:
         The vectors, mapped from the new file.
@@ -113,10 +111,19 @@ def write_snapshot(
             rows=len(snapshot.ids),
             lists=len(snapshot.centroids),
             sorted_rows=snapshot.sorted_rows,
+            code_error=max((block.error for block in snapshot.vectors), default=0.0),
             graph_sha256=digest,
         )
-        arrays = (snapshot.ids, snapshot.revisions, snapshot.lists, snapshot.centroids)
-        offset = _write_whole(whole, header, [*blocks, *arrays])
+        offset = _write_whole(
+            whole,
+            header,
+            [
+                *(block.vectors for block in snapshot.vectors),
+                *(block.codes for block in snapshot.vectors),
+                *(block.scales for block in snapshot.vectors),
+                *(snapshot.ids, snapshot.revisions, snapshot.lists, snapshot.centroids),
+            ],
+        )
         graph.replace(_graph_path(folder, digest))
         whole.replace(folder / FILENAME)
         sync_folder(folder)
@@ -127,7 +134,7 @@ def write_snapshot(
         if old != _graph_path(folder, digest):
             old.unlink(missing_ok=True)
     with (folder / FILENAME).open("rb") as file:
-        return _mapped(file, header, offset)
+        return _read_coded(file, header, offset)
 
 
 def read_snapshot(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
@@ -160,11 +167,9 @@ def _read(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
         if (header.fingerprint, header.dim, header.hnswlib) != expected:
             return None
         offset = file.tell()
-        vectors = _mapped(file, header, offset)
-        file.seek(offset + header.rows * dim * 4)
         return Snapshot(
             sequence=header.sequence,
-            vectors=vectors,
+            vectors=[_read_coded(file, header, offset)],
             ids=_array(file, "<i8", header.rows),
             revisions=_array(file, "<i8", header.rows),
             lists=_array(file, "<u2", header.rows),
@@ -188,11 +193,19 @@ def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
     return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
 
 
-def _mapped(file: IO[bytes], header: _Header, offset: int) -> Vector:
+def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:
+    """The vectors and codes mapped, the scales read; then the file is behind them."""
+    vectors = _mapped(file, "<f4", header, offset)
+    codes = _mapped(file, "i1", header, offset + vectors.nbytes)
+    file.seek(offset + vectors.nbytes + codes.nbytes)
+    return Coded(vectors, codes, _array(file, "<f4", header.rows), header.code_error)
+
+
+def _mapped(file: IO[bytes], dtype: str, header: _Header, offset: int) -> npt.NDArray[Any]:
     shape = (header.rows, header.dim)
     if header.rows == 0:
-        return np.empty(shape, np.float32)
-    return np.memmap(file, "<f4", mode="r", offset=offset, shape=shape).view(np.ndarray)
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
 
 
 def _write_graph(path: Path, graph: Any) -> str:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final, TypeAlias
+from collections.abc import Iterator
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+try:
+    from vibematch import _scan
+except ImportError as error:
+    raise ImportError(
+        "this vibematch was installed where no C compiler was, so it cannot search: install one, "
+        "then install vibematch again"
+    ) from error
 
 Vector: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -14,8 +23,8 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 _BLOCK_ROWS: Final = 8192
 _GATHER_ROWS: Final = 1024
 """So many vectors are copied together at a time: they stay in the processor's cache."""
-_DENSE: Final = 0.5
-"""From this share of a stretch on, all of it is multiplied: reading in order beats gathering."""
+_QUERY_ERROR: Final = 1e-3
+"""More than rounding of a query can move the difference of two rough scores."""
 
 _CANCELLED: Final = 1e-6
 _KEY_SEED: Final = 1
@@ -71,6 +80,50 @@ def vector_keys(vectors: Vector) -> npt.NDArray[np.uint32]:
     return keys
 
 
+def rows_between(starts: Rows, ends: Rows) -> Rows:
+    """All rows in some stretches, ``[starts[i], ends[i])``, one stretch after the other."""
+    rows = np.empty(int((ends - starts).sum()), np.intp)
+    _scan.count_up(starts, ends, rows)
+    return rows
+
+
+class Coded(NamedTuple):
+    """Vectors, and codes of one byte an element, of which a scan reads a quarter as much.
+
+    Attributes:
+        vectors: float32 ``[n, dim]``.
+        codes: int8 ``[n, dim]``.
+        scales: float32 ``[n]``: a vector is nearly its codes times its scale.
+        error: no vector is farther from that than this.
+    """
+
+    vectors: Vector
+    codes: npt.NDArray[np.int8]
+    scales: Vector
+    error: float
+
+    @classmethod
+    def empty(cls, rows: int, dim: int) -> Coded:
+        """Room for vectors, with anything in it."""
+        return cls(
+            np.empty((rows, dim), np.float32),
+            np.empty((rows, dim), np.int8),
+            np.empty(rows, np.float32),
+            0.0,
+        )
+
+    @classmethod
+    def of(cls, vectors: Vector) -> Coded:
+        """Vectors, ``[n, dim]``, which are not copied, and their codes."""
+        room = cls.empty(*vectors.shape)
+        error = _scan.encode(vectors, room.codes, room.scales)
+        return cls(vectors, room.codes, room.scales, error)
+
+    def part(self, rows: slice) -> Coded:
+        """Some of them, not copied."""
+        return Coded(self.vectors[rows], self.codes[rows], self.scales[rows], self.error)
+
+
 class VectorRows:
     """Unit vectors, float32, that are appended and never changed.
 
@@ -82,7 +135,7 @@ class VectorRows:
 
     def __init__(self, dim: int) -> None:
         self._dim = dim
-        self._blocks: list[Vector] = []
+        self._blocks: list[Coded] = []
         self._starts: list[int] = []
         self._count = 0
 
@@ -91,67 +144,84 @@ class VectorRows:
 
     def __getitem__(self, row: int) -> Vector:
         block = bisect_right(self._starts, row) - 1
-        vector: Vector = self._blocks[block][row - self._starts[block]]
+        vector: Vector = self._blocks[block].vectors[row - self._starts[block]]
         return vector
 
     def append(self, vectors: Vector) -> None:
         """Add vectors, ``[n, dim]``, behind the last row."""
         while len(vectors):
-            end = self._starts[-1] + len(self._blocks[-1]) if self._blocks else 0
+            end = self._starts[-1] + len(self._blocks[-1].vectors) if self._blocks else 0
             if self._count == end:
                 self._starts.append(end)
-                self._blocks.append(np.empty((_BLOCK_ROWS, self._dim), np.float32))
+                self._blocks.append(Coded.empty(_BLOCK_ROWS, self._dim))
                 end += _BLOCK_ROWS
-            some = vectors[: end - self._count]
+            some = Coded.of(vectors[: end - self._count])
             place = self._count - self._starts[-1]
-            self._blocks[-1][place : place + len(some)] = some
-            self._count += len(some)
-            vectors = vectors[len(some) :]
+            last = self._blocks[-1]
+            room = last.part(slice(place, place + len(some.vectors)))
+            room.vectors[:], room.codes[:], room.scales[:] = some[:3]
+            self._blocks[-1] = last._replace(error=max(last.error, some.error))
+            self._count += len(some.vectors)
+            vectors = vectors[len(some.vectors) :]
 
-    def replace(self, vectors: Vector) -> None:
-        """Have another array, ``[len(self), dim]``, hold what is there; the old memory is freed."""
-        self._blocks, self._starts, self._count = [vectors], [0], len(vectors)
+    def replace(self, coded: Coded) -> None:
+        """Have other arrays hold what is there; the old memory is freed."""
+        self._blocks, self._starts, self._count = [coded], [0], len(coded.vectors)
 
-    def blocks(self) -> list[Vector]:
+    def blocks(self) -> list[Coded]:
         """All vectors, in order."""
         ends = [*self._starts[1:], self._count]
         return [
-            block[: end - start]
+            block.part(slice(end - start))
             for block, start, end in zip(self._blocks, self._starts, ends, strict=True)
         ]
 
     def take(self, rows: Rows) -> Vector:
         """Copies of the vectors in the given rows, ``[len(rows), dim]``."""
         if len(self._blocks) == 1:
-            return self._blocks[0][rows]
+            return self._blocks[0].vectors[rows]
         taken = np.empty((len(rows), self._dim), np.float32)
         block_of = np.searchsorted(self._starts, rows, "right") - 1
         for block in np.unique(block_of):
             here = block_of == block
-            taken[here] = self._blocks[block][rows[here] - self._starts[block]]
+            taken[here] = self._blocks[block].vectors[rows[here] - self._starts[block]]
         return taken
 
-    def scores(self, rows: Rows, query: Vector) -> Vector:
-        """Dot products of the given rows, in ascending order, with a vector: ``[len(rows)]``."""
-        scores = np.empty(len(rows), np.float32)
-        bounds = [*np.searchsorted(rows, self._starts), len(rows)]
-        for block, start, low, high in zip(
-            self._blocks, self._starts, bounds[:-1], bounds[1:], strict=True
-        ):
-            if low < high:
-                _scores(block, rows[low:high] - start, query, scores[low:high])
+    def scores(self, rows: Rows, query: Vector) -> npt.NDArray[np.float64]:
+        """Dot products of the given rows, ascending, with a vector: float64 ``[len(rows)]``.
+
+        Equal for equal vectors, so that ties are real ties.
+        """
+        scores = np.empty(len(rows))
+        for coded, start, part in self._parts(rows):
+            _scan.dots(coded.vectors, query, rows[part] - start, scores[part])
         return scores
 
+    def shortlist(self, rows: Rows, query: Vector, count: int) -> Rows:
+        """Those of the given rows, ascending, that may be among the nearest ``count``, with ties.
 
-def _scores(block: Vector, rows: Rows, query: Vector, out: Vector) -> None:
-    for start in range(0, len(rows), _GATHER_ROWS):
-        some = rows[start : start + _GATHER_ROWS]
-        first, end = some[0], some[-1] + 1
-        if len(some) >= _DENSE * (end - first):
-            scores = (block[first:end] @ query)[some - first]
-        else:
-            scores = block[some] @ query
-        out[start : start + len(some)] = scores
+        By their codes: it leaves out whose rough score is so far below the last of ``count`` that
+        the codes' error does not explain it.
+        """
+        near = []
+        for coded, start, part in self._parts(rows):
+            some, slack = rows[part] - start, 2 * coded.error + _QUERY_ERROR
+            found = np.empty_like(some)
+            kept = _scan.shortlist(coded.codes, coded.scales, query, some, found, count, slack)
+            near.append(found[:kept] + start)
+        return np.concatenate(near)
+
+    def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:
+        """Each block, its first row, and which of some rows, ascending, are in it."""
+        if len(self._blocks) == 1:
+            yield self._blocks[0], 0, slice(len(rows))
+            return
+        bounds = [*np.searchsorted(rows, self._starts).tolist(), len(rows)]
+        for coded, start, low, high in zip(
+            self._blocks, self._starts, bounds, bounds[1:], strict=False
+        ):
+            if low < high:
+                yield coded, start, slice(low, high)
 
 
 class Partition:
@@ -165,6 +235,9 @@ class Partition:
 
     def __init__(self, centroids: Vector) -> None:
         self.centroids = centroids
+        self._all = np.arange(len(centroids))
+        self._rows = VectorRows(centroids.shape[1])
+        self._rows.replace(Coded.of(centroids))
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -196,21 +269,10 @@ class Partition:
             nearest[start : start + len(some)] = (some @ self.centroids.T).argmax(axis=1)
         return nearest
 
-    def nearest_holding(
-        self, query: Vector, lists: npt.NDArray[np.uint16], count: int
-    ) -> npt.NDArray[np.bool_]:
-        """Which lists to look into, the nearest ones, for at least ``count`` of some rows.
-
-        Args:
-            query: what they have to be near to.
-            lists: the list of each row.
-            count: how many of these rows are wanted.
-
-        Returns:
-            Booleans, one for each list.
-        """
-        order = np.argsort(-(self.centroids @ query))
-        held = np.cumsum(np.bincount(lists, minlength=len(self))[order])
-        chosen = np.zeros(len(self), bool)
-        chosen[order[: np.searchsorted(held, count) + 1]] = True
-        return chosen
+    def nearest(self, query: Vector, count: int) -> Rows:
+        """The ``count`` lists whose centroids are most similar to a vector, these first."""
+        lists: Rows = self._all
+        if count < len(lists):
+            lists = self._rows.shortlist(lists, query, count)
+        nearest: Rows = lists[np.argsort(-self._rows.scores(lists, query), kind="stable")]
+        return nearest[:count]

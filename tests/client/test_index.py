@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vibematch.index
-import vibematch.planner
 import vibematch.snapshot
+from vibematch import planner
 from vibematch.attributes import Value
 from vibematch.filters import Filter
 from vibematch.index import HnswIndex, Match, Question
@@ -113,7 +114,7 @@ def test_like_brute_force_after_any_history(exact_up_to: int, steps: list, query
     vector, top_k, others = query
     exclude = [f"u{number}" for number in others]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vibematch.planner, "EXACT_UP_TO", exact_up_to)
+        patch.setattr(planner, "EXACT_UP_TO", exact_up_to)
         found = search(index, vector, top_k, exclude)
     expected = brute_force(model, vector, top_k, exclude)
     (assert_same if exact_up_to else assert_as_good)(found, expected)
@@ -191,8 +192,8 @@ def test_a_graph_that_cannot_reach_enough_users_is_not_relied_on(
 
 
 def test_few_who_qualify_are_scanned_and_many_are_asked_of_the_graph() -> None:
-    index, model = filled(12_000, dim=64)
-    query = unit_rows(1, dim=64, seed=5)[0]
+    index, model = filled(12_000, dim=128)
+    query = unit_rows(1, dim=128, seed=5)[0]
 
     def ages(low: int, high: int) -> Question:
         return Question(query, 10, Filter([("age", (low, high))]))
@@ -203,15 +204,16 @@ def test_few_who_qualify_are_scanned_and_many_are_asked_of_the_graph() -> None:
     few, plan = index.search(ages(0, 0))
     assert (plan.strategy, plan.qualifying, plan.scanned) == ("scan", 120, 120)
     assert plan.estimated_qualifying == 120  # looked up, not estimated
-    for found, high in ((many, 89), (few, 0)):
-        allowed = {name: v for name, v in model.items() if int(name[-5:]) % 100 <= high}
-        assert len(set(names(found)) & set(names(brute_force(allowed, query, 10)))) >= 9
+    assert len(many) == 10
+    assert all(int(name[-5:]) % 100 <= 89 for name in names(many))
+    allowed = {name: vector for name, vector in model.items() if int(name[-5:]) % 100 == 0}
+    assert_same(few, brute_force(allowed, query, 10))
 
 
 def test_a_filter_that_leaves_out_the_style_asked_for_changes_the_plan() -> None:
-    centre = unit_rows(1, dim=64, seed=9)[0]
-    near = centre + 0.05 * unit_rows(3_000, dim=64, seed=1)
-    vectors = np.concatenate([near, unit_rows(9_000, dim=64, seed=2)]).astype(np.float32)
+    centre = unit_rows(1, dim=256, seed=9)[0]
+    near = centre + 0.05 * unit_rows(3_000, dim=256, seed=1)
+    vectors = np.concatenate([near, unit_rows(9_000, dim=256, seed=2)]).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     people = [row(n + 1, f"u{n:05d}", near=n < 3_000) for n in range(len(vectors))]
     index = build(people, vectors)
@@ -224,35 +226,100 @@ def test_a_filter_that_leaves_out_the_style_asked_for_changes_the_plan() -> None
     assert "compared 9,000 of the 9,000 who qualify" in str(plan)
 
 
-def test_too_many_to_compare_are_narrowed_down_to_the_nearest_lists() -> None:
+class Styles(NamedTuple):
+    """Users of a hundred styles, without a graph, which takes half a minute and is never asked."""
+
+    index: HnswIndex
+    vectors: np.ndarray
+    style: np.ndarray
+
+    def model(self, left_out: int) -> Model:
+        return {
+            f"u{n:05d}": vector
+            for n, (vector, style) in enumerate(zip(self.vectors, self.style, strict=True))
+            if style != left_out
+        }
+
+
+@pytest.fixture(scope="module")
+def styles() -> Styles:
     rng = np.random.default_rng(0)
-    centres = unit_rows(100, dim=32, seed=1)
     style = rng.integers(100, size=40_000)
-    vectors = centres[style] + 0.1 * rng.normal(size=(len(style), 32))
+    vectors = unit_rows(100, dim=32, seed=1)[style] + 0.1 * rng.normal(size=(len(style), 32))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     people = [row(n + 1, f"u{n:05d}", style=int(s)) for n, s in enumerate(style)]
-    # Without a graph, which takes half a minute and which no search below asks.
     index = HnswIndex.gather(32, [(people[:100], vectors[:100]), (people[100:], vectors[100:])], 1)
-    hits = 0
-    for query, own in zip(vectors[:30], style[:30], strict=True):
+    return Styles(index, vectors, style)
+
+
+def test_ever_more_lists_are_compared_until_more_change_nothing(styles: Styles) -> None:
+    hits = asked = partly = 0
+    for query, own in zip(styles.vectors[:30], styles.style[:30], strict=True):
         others = [int(other) for other in range(100) if other != own]
         question = Question(query, 10, Filter([("style", others)]))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vibematch.planner, "graph_us", lambda *_: float("inf"))
-            found, plan = index.search(question)
-        assert plan.qualifying is not None
+        found, plan = styles.index.search(question)
+        assert plan.strategy == "scan"
         assert plan.scanned is not None
-        assert vibematch.planner.SCANNED_AT_LEAST <= plan.scanned < plan.qualifying / 2
-        exact = index.search_exactly(question)
-        model = {p.user_id: v for p, v, s in zip(people, vectors, style, strict=True) if s != own}
-        assert_same(exact, brute_force(model, query, 10))
+        asked += plan.fetched is not None
+        if plan.qualifying is None:
+            partly += 1
+            assert planner.SCANNED_AT_LEAST <= plan.scanned < 0.8 * plan.estimated_qualifying
+            assert f"compared {plan.scanned:,} of about " in str(plan)
+        exact = styles.index.search_exactly(question)
+        assert_same(exact, brute_force(styles.model(int(own)), query, 10))
         hits += len(set(names(found)) & set(names(exact)))
     assert hits >= 297
+    assert partly > 20
+    assert asked < 15, "where nobody in the nearest list qualifies, the graph is not asked"
+
+
+def test_a_few_who_are_known_are_looked_for_in_the_nearest_lists(
+    styles: Styles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "SCANNED_AT_ONCE", 1_000)
+    hits = 0
+    for query in styles.vectors[:30]:
+        question = Question(query, 10, Filter([("style", list(range(5)))]))
+        found, plan = styles.index.search(question)
+        assert plan.strategy == "scan"
+        assert plan.estimated_qualifying == pytest.approx(2_000, rel=0.1)
+        hits += len(set(names(found)) & set(names(styles.index.search_exactly(question))))
+    assert hits >= 297
+
+
+def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) -> None:
+    question = Question(styles.vectors[0], 5_000, Filter([("style", list(range(1, 100)))]))
+    found, _ = styles.index.search(question)
+    assert len(found) == len(set(names(found))) == 5_000
+    everybody = Question(styles.vectors[0], 50_000, Filter([("style", list(range(1, 100)))]))
+    found, plan = styles.index.search(everybody)
+    assert len(found) == plan.qualifying == plan.scanned == np.count_nonzero(styles.style != 0)
+
+
+def test_users_who_came_since_the_lists_were_made_are_found_in_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
+    monkeypatch.setattr(planner, "graph_us", lambda *_: float("inf"))
+    vectors = unit_rows(4_500, dim=16, seed=3)
+    people = [row(n + 1, f"u{n:05d}", old=n < 4_000) for n in range(len(vectors))]
+    index = HnswIndex.gather(16, [(people[:4_000], vectors[:4_000])], 1)
+    index.connect(threads=1)
+    fresh = {user.id: vector for user, vector in zip(people, vectors, strict=True)}
+    index.update(people[4_000:], {n: fresh[n] for n in range(4_001, 4_501)}, [1, 2, 3], 2)
+    model = {user.user_id: fresh[user.id] for user in people[3:]}
+    exclude = ["u04444", "u00044", "nobody"]
+    for name in exclude:
+        model.pop(name, None)
+    for query in vectors[::500]:
+        found, plan = index.search(Question(query, 10, Filter([("old", [True, False])]), exclude))
+        assert plan.strategy == "scan"
+        assert_same(found, brute_force(model, query, 10))
 
 
 def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
-    monkeypatch.setattr(vibematch.planner, "scan_us", lambda *_: float("inf"))
+    monkeypatch.setattr(planner, "scan_us", lambda *_: float("inf"))
     vectors = unit_rows(4_000, dim=16, seed=3)
     people = [row(n + 1, f"u{n:05d}") for n in range(len(vectors))]
     index = HnswIndex.gather(16, [(people, vectors)], 1)
@@ -426,7 +493,7 @@ def test_every_flipped_byte_is_noticed(
     assert load(folder) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"something else", b"vibematch-snapshot 2 \n{}"])
+@pytest.mark.parametrize("content", [b"", b"\n", b"something else", b"vibematch-snapshot 3 \n{}"])
 def test_foreign_snapshot(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILENAME).write_bytes(content)
     assert load(tmp_path) is None
@@ -460,13 +527,21 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
     index.save(tmp_path, "f")
     whole = (tmp_path / FILENAME).read_bytes()
     first, header, _ = whole.split(b"\n", 2)
-    assert first.startswith(b"vibematch-snapshot 2 ")
+    assert first.startswith(b"vibematch-snapshot 3 ")
     start = len(first) + len(header) + 2
     assert start % 64 == 0
     assert (json.loads(header)["rows"], json.loads(header)["dim"]) == (3, DIM)
     vectors = np.frombuffer(whole[start:], "<f4", 3 * DIM).reshape(3, DIM)
     assert np.array_equal(vectors, list(model.values()))
-    ids = np.frombuffer(whole[start + vectors.nbytes :], "<i8", 3)
+    start += vectors.nbytes
+    codes = np.frombuffer(whole[start:], "i1", 3 * DIM).reshape(3, DIM)
+    start += codes.nbytes
+    scales = np.frombuffer(whole[start:], "<f4", 3)
+    error = np.linalg.norm(vectors - codes * scales[:, np.newaxis], axis=1).max()
+    assert json.loads(header)["code_error"] == pytest.approx(error, rel=1e-5)
+    assert error < 0.02
+    start += scales.nbytes
+    ids = np.frombuffer(whole[start:], "<i8", 3)
     assert ids.tolist() == [1, 2, 3]
 
 
@@ -483,10 +558,12 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
     ],
 )
 def test_the_quicker_way_is_expected_to_be_quicker(users: int, share: float, quicker: str) -> None:
-    planner, qualifying = vibematch.planner, round(share * users)
-    is_partitioned = users >= vibematch.index._PARTITIONED_FROM
-    compared = planner.scanned_at_most(users, qualifying) if is_partitioned else qualifying
     cost = planner.vector_cost(users, 256)
-    scan_us = planner.scan_us(users, qualifying, compared, 1, cost)
+    lists = users // 400 if users >= vibematch.index._PARTITIONED_FROM else 0
+    if lists and share * users > planner.SCANNED_AT_ONCE:
+        tried = users * planner.looked_at(lists, users, share)
+        scan_us = planner.LISTS_US + planner.scan_us(tried, share * tried, 1, cost)
+    else:
+        scan_us = planner.scan_us(users, share * users, 1, cost)
     graph_us = planner.graph_us(planner.fetch_for(10, share), users, cost)
     assert min(scan_us, graph_us) == (scan_us if quicker == "scan" else graph_us)

@@ -97,12 +97,11 @@ def test_columns_select_whom_a_loop_selects(
         and (accepted_by is None or qualifies(preferences, accepted_by))
         for row, (attributes, preferences) in rows.items()
     }
-    mask = columns.select(wanted, slice(0, len(rows)))
-    assert mask.dtype == bool
-    assert mask.tolist() == [expected[row] for row in sorted(rows)]
-    chosen = columns.select(wanted, np.array(some, np.intp))
-    assert chosen.tolist() == [expected[row] for row in some]
-    taken = columns.take(np.array(some, np.intp)).select(wanted, slice(0, len(some)))
+    qualifying = [place for place, row in enumerate(sorted(rows)) if expected[row]]
+    assert columns.selector(wanted)(slice(0, len(rows))).tolist() == qualifying
+    chosen = columns.selector(wanted)(np.array(some, np.intp))
+    assert chosen.tolist() == [place for place, row in enumerate(some) if expected[row]]
+    taken = columns.take(np.array(some, np.intp)).selector(wanted)(slice(0, len(some)))
     assert taken.tolist() == chosen.tolist()
 
 
@@ -110,8 +109,8 @@ def test_columns_grow_past_their_first_size() -> None:
     columns = Columns()
     for row in range(5_000):
         columns.put(row, {"number": row, "even": row % 2 == 0}, {"number": (row, row + 1)})
-    selected = columns.select(Filter([("even", True)], {"number": 4_000}), slice(0, 5_000))
-    assert np.flatnonzero(selected).tolist() == [4_000]
+    selected = columns.selector(Filter([("even", True)], {"number": 4_000}))(slice(0, 5_000))
+    assert selected.tolist() == [4_000]
 
 
 # --- the whole engine

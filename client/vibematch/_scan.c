@@ -1,0 +1,323 @@
+/* Comparing one vector with many: the inner loops of a scan, and nothing else.
+ *
+ * A scan reads vectors of users who are scattered over memory, so that it waits for memory more
+ * than it computes. Codes of one byte per element are a quarter of what float32 would be, and are
+ * asked for some users ahead. They are near enough to leave few users to be compared exactly.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The same file runs on any x86-64 processor, with the widest registers that it has. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDEST
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LANES = 8, CACHE_LINE = 64, AHEAD = 4, QUERY_STEPS = 8191 };
+
+/* Whole numbers, whose sum compilers may take in any order. */
+INLINE int32_t dot_code(const int8_t *code, const int16_t *query, Py_ssize_t dim)
+{
+    int32_t sum = 0;
+    for (Py_ssize_t i = 0; i < dim; i++)
+        sum += code[i] * query[i];
+    return sum;
+}
+
+/* The product of two floats is exact in double precision; only the sums are rounded. */
+INLINE double dot_exact(const float *vector, const float *query, Py_ssize_t dim)
+{
+    double lanes[LANES] = {0}, sum = 0;
+    Py_ssize_t i = 0;
+    for (; i + LANES <= dim; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] += (double)vector[i + lane] * query[i + lane];
+    for (int lane = 0; lane < LANES; lane++)
+        sum += lanes[lane];
+    for (; i < dim; i++)
+        sum += (double)vector[i] * query[i];
+    return sum;
+}
+
+INLINE void ask_for(const char *memory, Py_ssize_t bytes)
+{
+    for (Py_ssize_t byte = 0; byte < bytes; byte += CACHE_LINE)
+        __builtin_prefetch(memory + byte);
+}
+
+/* A heap of the best scores so far, the least of them on top. */
+INLINE void sink(float *heap, Py_ssize_t size, Py_ssize_t place, float score)
+{
+    for (Py_ssize_t child; (child = 2 * place + 1) < size; place = child) {
+        child += child + 1 < size && heap[child + 1] < heap[child];
+        if (heap[child] >= score)
+            break;
+        heap[place] = heap[child];
+    }
+    heap[place] = score;
+}
+
+WIDEST static void rough_scores(const int8_t *codes, const float *scales, const int16_t *query,
+                                float query_scale, Py_ssize_t dim, const int64_t *rows,
+                                Py_ssize_t count, float *scores)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (i + AHEAD < count) {
+            ask_for((const char *)(codes + rows[i + AHEAD] * dim), dim);
+            __builtin_prefetch(scales + rows[i + AHEAD]);
+        }
+        scores[i] = query_scale * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
+    }
+}
+
+WIDEST static void exact_scores(const float *vectors, const float *query, Py_ssize_t dim,
+                                const int64_t *rows, Py_ssize_t count, double *scores)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (i + AHEAD < count)
+            ask_for((const char *)(vectors + rows[i + AHEAD] * dim), dim * sizeof(float));
+        scores[i] = dot_exact(vectors + rows[i] * dim, query, dim);
+    }
+}
+
+static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ssize_t count,
+                                 Py_ssize_t wanted, float slack, float *heap, int64_t *found)
+{
+    float least = -INFINITY;
+    if (wanted < count) {
+        for (Py_ssize_t i = 0; i < wanted; i++)
+            heap[i] = -INFINITY;
+        for (Py_ssize_t i = 0; i < count; i++)
+            if (scores[i] > heap[0])
+                sink(heap, wanted, 0, scores[i]);
+        least = heap[0] - slack;
+    }
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (scores[i] >= least)
+            found[kept++] = rows[i];
+    return kept;
+}
+
+/* Codes of a vector, and how far from it they are. */
+WIDEST static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, float *scale)
+{
+    float largest = 0;
+    for (Py_ssize_t i = 0; i < dim; i++)
+        largest = fmaxf(largest, fabsf(vector[i]));
+    *scale = largest / 127;
+    float steps = largest > 0 ? 127 / largest : 0;
+    double distance = 0;
+    for (Py_ssize_t i = 0; i < dim; i++) {
+        float rounded = rintf(vector[i] * steps);
+        double off = vector[i] - (double)*scale * rounded;
+        code[i] = (int8_t)rounded;
+        distance += off * off;
+    }
+    return sqrt(distance);
+}
+
+/* A query as whole numbers, so small that no sum of products overflows; returns their unit. */
+static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded)
+{
+    float largest = 0, steps = fminf(QUERY_STEPS, INT32_MAX / (127.0f * (dim + 1)));
+    for (Py_ssize_t i = 0; i < dim; i++)
+        largest = fmaxf(largest, fabsf(query[i]));
+    for (Py_ssize_t i = 0; i < dim; i++)
+        rounded[i] = largest > 0 ? (int16_t)rintf(query[i] / largest * steps) : 0;
+    return largest / steps;
+}
+
+/* --- from Python */
+
+typedef struct {
+    PyObject *source;
+    Py_ssize_t item_bytes;
+    int dimensions;
+    int is_written;
+    Py_buffer buffer;
+} Array;
+
+static int open_arrays(Array *arrays, int count)
+{
+    int opened = 0;
+    for (; opened < count; opened++) {
+        Array *array = arrays + opened;
+        int flags = PyBUF_C_CONTIGUOUS | (array->is_written ? PyBUF_WRITABLE : 0);
+        if (PyObject_GetBuffer(array->source, &array->buffer, flags) < 0)
+            break;
+        if (array->buffer.itemsize != array->item_bytes ||
+            array->buffer.ndim != array->dimensions) {
+            PyBuffer_Release(&array->buffer);
+            PyErr_Format(PyExc_ValueError, "argument %d has another type or shape", opened);
+            break;
+        }
+    }
+    if (opened == count)
+        return 0;
+    while (opened--)
+        PyBuffer_Release(&arrays[opened].buffer);
+    return -1;
+}
+
+static void close_arrays(Array *arrays, int count)
+{
+    while (count--)
+        PyBuffer_Release(&arrays[count].buffer);
+}
+
+static int are_within(const int64_t *rows, Py_ssize_t count, Py_ssize_t end)
+{
+    int64_t outside = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        outside |= rows[i] | (end - 1 - rows[i]); /* negative where a row is not in [0, end) */
+    return outside >= 0;
+}
+
+static PyObject *encode(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.item_bytes = sizeof(float), .dimensions = 2},
+                 {.item_bytes = 1, .dimensions = 2, .is_written = 1},
+                 {.item_bytes = sizeof(float), .dimensions = 1, .is_written = 1}};
+    if (!PyArg_ParseTuple(arguments, "OOO", &a[0].source, &a[1].source, &a[2].source) ||
+        open_arrays(a, 3) < 0)
+        return NULL;
+    Py_ssize_t count = a[0].buffer.shape[0], dim = a[0].buffer.shape[1];
+    PyObject *result = NULL;
+    if (a[1].buffer.shape[0] != count || a[1].buffer.shape[1] != dim ||
+        a[2].buffer.shape[0] != count) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+    } else {
+        double farthest = 0;
+        Py_BEGIN_ALLOW_THREADS
+        for (Py_ssize_t row = 0; row < count; row++)
+            farthest = fmax(farthest, encode_row((const float *)a[0].buffer.buf + row * dim, dim,
+                                                 (int8_t *)a[1].buffer.buf + row * dim,
+                                                 (float *)a[2].buffer.buf + row));
+        Py_END_ALLOW_THREADS
+        result = PyFloat_FromDouble(farthest);
+    }
+    close_arrays(a, 3);
+    return result;
+}
+
+static PyObject *shortlist(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.item_bytes = 1, .dimensions = 2},
+                 {.item_bytes = sizeof(float), .dimensions = 1},
+                 {.item_bytes = sizeof(float), .dimensions = 1},
+                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
+                 {.item_bytes = sizeof(int64_t), .dimensions = 1, .is_written = 1}};
+    Py_ssize_t wanted;
+    float slack;
+    if (!PyArg_ParseTuple(arguments, "OOOOOnf", &a[0].source, &a[1].source, &a[2].source,
+                          &a[3].source, &a[4].source, &wanted, &slack) ||
+        open_arrays(a, 5) < 0)
+        return NULL;
+    Py_ssize_t dim = a[0].buffer.shape[1], count = a[3].buffer.shape[0], kept = 0;
+    const int64_t *rows = a[3].buffer.buf;
+    PyObject *result = NULL;
+    float *scores = NULL, *heap = NULL;
+    int16_t *query = NULL;
+    if (a[1].buffer.shape[0] != a[0].buffer.shape[0] || a[2].buffer.shape[0] != dim ||
+        a[4].buffer.shape[0] != count || wanted < 1) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
+    } else if (!are_within(rows, count, a[0].buffer.shape[0])) {
+        PyErr_SetString(PyExc_IndexError, "there is no such row");
+    } else if (!(scores = malloc((count + 1) * sizeof *scores)) ||
+               !(query = malloc((dim + 1) * sizeof *query)) ||
+               !(heap = malloc((wanted < count ? wanted : 1) * sizeof *heap))) {
+        PyErr_NoMemory();
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        float step = round_query(a[2].buffer.buf, dim, query);
+        rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, step, dim, rows, count, scores);
+        kept = above_the_last(scores, rows, count, wanted, slack, heap, a[4].buffer.buf);
+        Py_END_ALLOW_THREADS
+        result = PyLong_FromSsize_t(kept);
+    }
+    free(scores);
+    free(query);
+    free(heap);
+    close_arrays(a, 5);
+    return result;
+}
+
+static PyObject *dots(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.item_bytes = sizeof(float), .dimensions = 2},
+                 {.item_bytes = sizeof(float), .dimensions = 1},
+                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
+                 {.item_bytes = sizeof(double), .dimensions = 1, .is_written = 1}};
+    if (!PyArg_ParseTuple(arguments, "OOOO", &a[0].source, &a[1].source, &a[2].source,
+                          &a[3].source) ||
+        open_arrays(a, 4) < 0)
+        return NULL;
+    Py_ssize_t dim = a[0].buffer.shape[1], count = a[2].buffer.shape[0];
+    PyObject *result = NULL;
+    if (a[1].buffer.shape[0] != dim || a[3].buffer.shape[0] != count) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+    } else if (!are_within(a[2].buffer.buf, count, a[0].buffer.shape[0])) {
+        PyErr_SetString(PyExc_IndexError, "there is no such row");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        exact_scores(a[0].buffer.buf, a[1].buffer.buf, dim, a[2].buffer.buf, count,
+                     a[3].buffer.buf);
+        Py_END_ALLOW_THREADS
+        result = Py_NewRef(Py_None);
+    }
+    close_arrays(a, 4);
+    return result;
+}
+
+static PyObject *count_up(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.item_bytes = sizeof(int64_t), .dimensions = 1},
+                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
+                 {.item_bytes = sizeof(int64_t), .dimensions = 1, .is_written = 1}};
+    if (!PyArg_ParseTuple(arguments, "OOO", &a[0].source, &a[1].source, &a[2].source) ||
+        open_arrays(a, 3) < 0)
+        return NULL;
+    const int64_t *starts = a[0].buffer.buf, *ends = a[1].buffer.buf;
+    int64_t *rows = a[2].buffer.buf;
+    Py_ssize_t count = a[0].buffer.shape[0], room = a[2].buffer.shape[0], written = 0, i = 0;
+    if (a[1].buffer.shape[0] == count)
+        for (; i < count && ends[i] >= starts[i] && ends[i] - starts[i] <= room - written; i++)
+            for (int64_t row = starts[i]; row < ends[i]; row++)
+                rows[written++] = row;
+    int is_whole = i == count && written == room;
+    close_arrays(a, 3);
+    if (is_whole)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+    return NULL;
+}
+
+static PyMethodDef functions[] = {
+    {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
+    {"shortlist", shortlist, METH_VARARGS,
+     "shortlist(codes, scales, query, rows, found, wanted, slack)"},
+    {"count_up", count_up, METH_VARARGS, "count_up(starts, ends, rows)"},
+    {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_scan",
+    .m_doc = "The inner loops of a scan.",
+    .m_size = 0,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__scan(void)
+{
+    return PyModule_Create(&module);
+}

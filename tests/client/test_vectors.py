@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vibematch import _scan
+from vibematch.vectors import Coded, Partition, VectorRows, rows_between
+
+SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def unit_rows(rng: np.random.Generator, count: int, dim: int) -> np.ndarray:
+    rows = rng.normal(size=(count, dim)) * rng.choice([0.01, 1.0], size=dim)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def in_blocks(vectors: np.ndarray, first: int) -> VectorRows:
+    """So many in the first block, the others appended."""
+    rows = VectorRows(vectors.shape[1])
+    rows.replace(Coded.of(vectors[:first]))
+    for start in range(first, len(vectors), 100):
+        rows.append(vectors[start : start + 100])
+    return rows
+
+
+@given(SOME, st.integers(1, 70), st.integers(1, 40))
+def test_no_vector_is_farther_from_its_codes_than_the_error(
+    rng: np.random.Generator, dim: int, count: int
+) -> None:
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    vectors[rng.random(count) < 0.1] = 0
+    coded = Coded.of(vectors)
+    off = vectors - coded.codes.astype(np.float64) * coded.scales[:, np.newaxis]
+    assert np.linalg.norm(off, axis=1).max() == pytest.approx(coded.error, abs=1e-6)
+    largest = np.abs(vectors).max(axis=1)
+    assert (np.abs(off).max(axis=1) <= largest / 254 + 1e-6).all()
+    assert (np.abs(coded.codes.astype(int)).max(axis=1)[largest > 0] == 127).all()
+
+
+@given(SOME, st.integers(1, 300), st.integers(1, 40), st.booleans())
+def test_a_shortlist_has_the_nearest_and_who_ties_with_them(
+    rng: np.random.Generator, dim: int, count: int, in_one_block: bool
+) -> None:
+    vectors = unit_rows(rng, 600, dim)
+    vectors[rng.integers(600, size=50)] = vectors[rng.integers(600, size=50)]  # twins
+    rows = in_blocks(vectors, 600 if in_one_block else 250)
+    some = np.sort(rng.choice(600, rng.integers(1, 600), replace=False))
+    query = unit_rows(rng, 1, dim)[0]
+    near = rows.shortlist(some, query, count)
+    exact = vectors[some].astype(np.float64) @ query
+    least = np.sort(exact)[-min(count, len(some))]
+    assert set(some[exact >= least - 1e-6].tolist()) <= set(near.tolist()) <= set(some.tolist())
+    assert (np.diff(near) > 0).all()
+    assert rows.scores(near, query) == pytest.approx(exact[np.isin(some, near)], abs=1e-12)
+
+
+def test_a_shortlist_is_short() -> None:
+    rng = np.random.default_rng(0)
+    rows = in_blocks(unit_rows(rng, 20_000, 256), 20_000)
+    query = unit_rows(rng, 1, 256)[0]
+    assert len(rows.shortlist(np.arange(20_000), query, 10)) < 200
+
+
+@pytest.mark.parametrize("dim", [1, 7, 8, 63, 64, 65, 4_096, 20_000])
+def test_sums_of_any_length_are_right(dim: int) -> None:
+    vectors = np.full((3, dim), 1 / np.sqrt(dim), np.float32)
+    vectors[1] *= -1
+    vectors[2, ::2] *= -1
+    rows, query = in_blocks(vectors, 3), vectors[0]
+    exact = vectors.astype(np.float64) @ query.astype(np.float64)
+    assert rows.scores(np.arange(3), query) == pytest.approx(exact, abs=1e-12)
+    assert rows.shortlist(np.arange(3), query, 1).tolist() == [0]
+    assert rows.shortlist(np.arange(3), -query, 1)[0] == 1
+
+
+def test_equal_vectors_have_equal_scores_wherever_they_lie() -> None:
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(unit_rows(rng, 1, 100), 700, axis=0)
+    scores = in_blocks(vectors, 300).scores(np.arange(700), unit_rows(rng, 1, 100)[0])
+    assert len(np.unique(scores)) == 1
+
+
+@given(SOME, st.integers(1, 100))
+def test_the_nearest_lists_come_first(rng: np.random.Generator, count: int) -> None:
+    centroids = unit_rows(rng, 80, 16)
+    partition, query = Partition(centroids), unit_rows(rng, 1, 16)[0]
+    scores = centroids.astype(np.float64) @ query
+    nearest = partition.nearest(query, count)
+    assert scores[nearest] == pytest.approx(np.sort(scores)[::-1][:count], abs=1e-12)
+    assert nearest.tolist() == partition.nearest(query, 80)[:count].tolist()
+
+
+def test_rows_between() -> None:
+    starts, ends = np.array([3, 9, 0]), np.array([5, 9, 2])
+    assert rows_between(starts, ends).tolist() == [3, 4, 0, 1]
+    assert rows_between(starts[:0], ends[:0]).tolist() == []
+
+
+FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
+ROWS = np.arange(3)
+
+
+@pytest.mark.parametrize("row", [-1, 4, 2**62, -(2**62)])
+def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
+    rows = np.array([0, row, 1])
+    with pytest.raises(IndexError, match="no such row"):
+        _scan.dots(FLOATS, FLOATS[0], rows, np.empty(3))
+    with pytest.raises(IndexError, match="no such row"):
+        _scan.shortlist(CODES, FLOATS[:, 0].copy(), FLOATS[0], rows, np.empty_like(rows), 1, 0.0)
+
+
+def test_arrays_that_do_not_fit_together_are_refused() -> None:
+    scales, found, scores = np.ones(4, np.float32), np.empty(3, np.intp), np.empty(3)
+    for vectors, query, out in (
+        (FLOATS, FLOATS[0, :7].copy(), scores),
+        (FLOATS, FLOATS[0], scores[:2]),
+        (FLOATS.astype(np.float64), FLOATS[0], scores),
+        (FLOATS[0], FLOATS[0], scores),
+        (FLOATS, FLOATS[0], scores.astype(np.float32)),
+    ):
+        with pytest.raises(ValueError, match=r"differ in length|another type or shape"):
+            _scan.dots(vectors, query, ROWS, out)
+    for codes, some_scales, wanted, out in (
+        (CODES, scales[:3], 1, found),
+        (CODES[:, :7].copy(), scales, 1, found),
+        (CODES, scales, 0, found),
+        (CODES, scales, 1, found[:2]),
+        (FLOATS, scales, 1, found),
+    ):
+        with pytest.raises(ValueError, match=r"differ in length|another type or shape"):
+            _scan.shortlist(codes, some_scales, FLOATS[0], ROWS, out, wanted, 0.0)
+    with pytest.raises(ValueError, match="differ in length"):
+        _scan.encode(FLOATS, CODES[:3].copy(), scales)
+    with pytest.raises(ValueError, match="contiguous"):
+        _scan.dots(np.asfortranarray(FLOATS), FLOATS[0], ROWS, scores)
+    for starts, ends, count in (([0], [2], 1), ([0], [2], 3), ([2], [0], 0), ([0], [1, 2], 3)):
+        with pytest.raises(ValueError, match="differ in length"):
+            _scan.count_up(np.array(starts), np.array(ends), np.empty(count, np.intp))
+
+
+def test_nothing_is_written_that_may_not_be() -> None:
+    scores = np.empty(3)
+    scores.flags.writeable = False
+    with pytest.raises((ValueError, BufferError), match=r"read-only|not writable"):
+        _scan.dots(FLOATS, FLOATS[0], ROWS, scores)
