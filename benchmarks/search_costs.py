@@ -56,7 +56,7 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
 
 def _forced_graph(engine: MatchingEngine, people: People, fetch: int) -> float:
     with (
-        patch.object(planner, "graph_us", lambda *_: 0.0),
+        patch.object(planner, "graph_us", lambda *_, **__: 0.0),
         patch.object(planner, "fetch_for", lambda *_: fetch),
     ):
         return _median_us(engine, people, {"lot": (0, LOTS)})  # who filters has the choice
@@ -70,7 +70,7 @@ def _forced_scan(
     where: dict[str, Any] = dict(itertools.islice(met.items(), conditions))
     query = people.queries[0]
     with (
-        patch.object(planner, "graph_us", lambda *_: math.inf),
+        patch.object(planner, "graph_us", lambda *_, **__: math.inf),
         patch.object(filters.Columns, "narrowed", lambda *_: None),
     ):
         _, plan = engine.search(vector=query, top_k=_TOP_K, where=where, explain=True)

@@ -529,7 +529,7 @@ class HnswIndex:
             "graph",
             users,
             estimated_qualifying=round(share * users),
-            graph_us=planner.graph_us(fetch, users, cost),
+            graph_us=planner.graph_us(fetch, users, cost, filtered=conditions > 0),
             scan_us=self._scan_us(partition, share, few, conditions, cost),
             fetched=fetch,
         )
@@ -645,7 +645,9 @@ class HnswIndex:
             best, scores = _best_of(
                 np.concatenate([best, near]), np.concatenate([scores, their_scores]), search.top_k
             )
-            is_settled = scanned >= enough and np.array_equal(best, before)
+            is_settled = scanned >= enough and (
+                np.array_equal(best, before) or planner.are_enough_lists(reach, len(partition))
+            )
             scanned += len(rows)
             seen, reach = reach, planner.more_lists(reach)
         plan = plan._replace(

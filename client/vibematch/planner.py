@@ -30,18 +30,20 @@ TIES: Final = 6
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
 
-# A scan looks into the nearest lists, then into more of them, until these change nothing. By a
-# simulation of clustered vectors: far more lists than needed where a filter has nothing to do with
-# style, and a recall of 0.99 and more where it leaves out the nearest styles.
+# By a simulation of clustered vectors: far more lists than needed where a filter has nothing to do
+# with style, and a recall of 0.99 and more where it leaves out the nearest styles.
 _FIRST_LISTS: Final = 16
 _SECOND_LISTS: Final = 64
 _GROWTH: Final = 2
 _ESTIMATE_MARGIN: Final = 1.2
+_MANY_LISTS: Final = 128
+_MOST_LISTS: Final = 1 / 8
 
 # Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
 # ratios matter. `benchmarks/search.py --only costs` prints what they should be.
 _GRAPH_US: Final = 135.0
 _GRAPH_US_PER_USER: Final = 0.31
+_GRAPH_US_OF_FILTER: Final = 100.0  # half of it for the risk that too few are left
 _SCAN_US: Final = 45.0
 _SCAN_US_PER_CONDITION: Final = 10.0
 _SCAN_US_PER_ROW: Final = 0.0007
@@ -114,6 +116,16 @@ def more_lists(lists: int) -> int:
     return max(_SECOND_LISTS, _GROWTH * lists)
 
 
+def are_enough_lists(looked_into: int, lists: int) -> bool:
+    """Whether to stop though the last look changed something: it takes too long.
+
+    Args:
+        looked_into: so many.
+        lists: of so many.
+    """
+    return looked_into >= max(_MANY_LISTS, _MOST_LISTS * lists)
+
+
 def looked_at(lists: int, users: int, share: float) -> float:
     """The share of all lists that are looked into where the second look changes nothing.
 
@@ -136,17 +148,19 @@ def fetch_for(wanted: int, share: float) -> int:
     return math.ceil(margin * wanted / share) + TIES
 
 
-def graph_us(fetch: int, users: int, cost: float) -> float:
+def graph_us(fetch: int, users: int, cost: float, *, filtered: bool) -> float:
     """Expected microseconds of asking the graph; infinite where it cannot be asked.
 
     Args:
         fetch: how many users it is asked for.
         users: how many there are.
         cost: :func:`vector_cost`.
+        filtered: whether a filter is tried on them.
     """
     if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
         return math.inf
-    return _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
+    asking_us = _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
+    return asking_us + _GRAPH_US_OF_FILTER * filtered
 
 
 def scan_us(tried: float, compared: float, conditions: int, cost: float) -> float:

@@ -194,7 +194,7 @@ class VectorRows:
         """
         scores = np.empty(len(rows))
         for coded, start, part in self._parts(rows):
-            _scan.dots(coded.vectors, query, rows[part] - start, scores[part])
+            _scan.dots(coded.vectors, query, _counted_from(start, rows[part]), scores[part])
         return scores
 
     def shortlist(self, rows: Rows, query: Vector, count: int) -> Rows:
@@ -205,7 +205,7 @@ class VectorRows:
         """
         near = []
         for coded, start, part in self._parts(rows):
-            some, slack = rows[part] - start, 2 * coded.error + _QUERY_ERROR
+            some, slack = _counted_from(start, rows[part]), 2 * coded.error + _QUERY_ERROR
             found = np.empty_like(some)
             kept = _scan.shortlist(coded.codes, coded.scales, query, some, found, count, slack)
             near.append(found[:kept] + start)
@@ -222,6 +222,10 @@ class VectorRows:
         ):
             if low < high:
                 yield coded, start, slice(low, high)
+
+
+def _counted_from(start: int, rows: Rows) -> Rows:
+    return rows - start if start else rows  # most rows are in the first block: no copy of them
 
 
 class Partition:
