@@ -16,7 +16,7 @@ help:  ## List the targets
 
 install: $(STAMP)  ## Create the virtual environment and install everything into it
 
-$(STAMP): pyproject.toml client/pyproject.toml constraints.txt
+$(STAMP): pyproject.toml client/pyproject.toml client/vibematch/_scan.c constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ./client -e '.[dev]'
 	@touch $@

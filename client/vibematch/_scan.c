@@ -12,13 +12,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The same file runs on any x86-64 processor, with the widest registers that it has. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDEST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+/* The same file runs on any x86-64 processor, and uses AVX2 where that has it. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__GLIBC__)
+#define BY_PROCESSOR __attribute__((target_clones("avx2", "default")))
 #else
-#define WIDEST
+#define BY_PROCESSOR
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+#define ROUNDING 4e-6f /* of scores in single precision, and of ties */
 
 enum { LANES = 8, CACHE_LINE = 64, AHEAD = 4, QUERY_STEPS = 8191 };
 
@@ -64,21 +66,23 @@ INLINE void sink(float *heap, Py_ssize_t size, Py_ssize_t place, float score)
     heap[place] = score;
 }
 
-WIDEST static void rough_scores(const int8_t *codes, const float *scales, const int16_t *query,
-                                float query_scale, Py_ssize_t dim, const int64_t *rows,
-                                Py_ssize_t count, float *scores)
+BY_PROCESSOR
+static void rough_scores(const int8_t *codes, const float *scales, const int16_t *query,
+                         float query_unit, Py_ssize_t dim, const int64_t *rows, Py_ssize_t count,
+                         float *scores)
 {
     for (Py_ssize_t i = 0; i < count; i++) {
         if (i + AHEAD < count) {
             ask_for((const char *)(codes + rows[i + AHEAD] * dim), dim);
             __builtin_prefetch(scales + rows[i + AHEAD]);
         }
-        scores[i] = query_scale * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
+        scores[i] = query_unit * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
     }
 }
 
-WIDEST static void exact_scores(const float *vectors, const float *query, Py_ssize_t dim,
-                                const int64_t *rows, Py_ssize_t count, double *scores)
+BY_PROCESSOR
+static void exact_scores(const float *vectors, const float *query, Py_ssize_t dim,
+                         const int64_t *rows, Py_ssize_t count, double *scores)
 {
     for (Py_ssize_t i = 0; i < count; i++) {
         if (i + AHEAD < count)
@@ -107,7 +111,8 @@ static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ss
 }
 
 /* Codes of a vector, and how far from it they are. */
-WIDEST static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, float *scale)
+BY_PROCESSOR
+static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, float *scale)
 {
     float largest = 0;
     for (Py_ssize_t i = 0; i < dim; i++)
@@ -124,15 +129,21 @@ WIDEST static double encode_row(const float *vector, Py_ssize_t dim, int8_t *cod
     return sqrt(distance);
 }
 
-/* A query as whole numbers, so small that no sum of products overflows; returns their unit. */
-static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded)
+/* A query as whole numbers, so small that no sum of products overflows; their unit, and how far
+ * they are from it. */
+static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, float *error)
 {
     float largest = 0, steps = fminf(QUERY_STEPS, INT32_MAX / (127.0f * (dim + 1)));
     for (Py_ssize_t i = 0; i < dim; i++)
         largest = fmaxf(largest, fabsf(query[i]));
-    for (Py_ssize_t i = 0; i < dim; i++)
+    double unit = largest / steps, distance = 0;
+    for (Py_ssize_t i = 0; i < dim; i++) {
         rounded[i] = largest > 0 ? (int16_t)rintf(query[i] / largest * steps) : 0;
-    return largest / steps;
+        double off = query[i] - unit * rounded[i];
+        distance += off * off;
+    }
+    *error = sqrt(distance);
+    return unit;
 }
 
 /* --- from Python */
@@ -216,9 +227,9 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
                  {.item_bytes = sizeof(int64_t), .dimensions = 1},
                  {.item_bytes = sizeof(int64_t), .dimensions = 1, .is_written = 1}};
     Py_ssize_t wanted;
-    float slack;
+    float error, query_error;
     if (!PyArg_ParseTuple(arguments, "OOOOOnf", &a[0].source, &a[1].source, &a[2].source,
-                          &a[3].source, &a[4].source, &wanted, &slack) ||
+                          &a[3].source, &a[4].source, &wanted, &error) ||
         open_arrays(a, 5) < 0)
         return NULL;
     Py_ssize_t dim = a[0].buffer.shape[1], count = a[3].buffer.shape[0], kept = 0;
@@ -237,8 +248,10 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
         PyErr_NoMemory();
     } else {
         Py_BEGIN_ALLOW_THREADS
-        float step = round_query(a[2].buffer.buf, dim, query);
-        rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, step, dim, rows, count, scores);
+        float unit = round_query(a[2].buffer.buf, dim, query, &query_error);
+        rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, unit, dim, rows, count, scores);
+        /* Two scores may both be off, in opposite directions; all vectors are of unit length. */
+        float slack = 2 * (error + (1 + error) * query_error) + ROUNDING;
         kept = above_the_last(scores, rows, count, wanted, slack, heap, a[4].buffer.buf);
         Py_END_ALLOW_THREADS
         result = PyLong_FromSsize_t(kept);
@@ -303,7 +316,7 @@ static PyObject *count_up(PyObject *self, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
     {"shortlist", shortlist, METH_VARARGS,
-     "shortlist(codes, scales, query, rows, found, wanted, slack)"},
+     "shortlist(codes, scales, query, rows, found, wanted, error)"},
     {"count_up", count_up, METH_VARARGS, "count_up(starts, ends, rows)"},
     {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
     {NULL, NULL, 0, NULL},

@@ -14,7 +14,7 @@ def shortlist(
     rows: npt.NDArray[np.intp],
     found: npt.NDArray[np.intp],
     wanted: int,
-    slack: float,
+    error: float,
     /,
 ) -> int: ...
 def dots(

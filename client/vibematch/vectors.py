@@ -23,8 +23,6 @@ Rows: TypeAlias = npt.NDArray[np.intp]
 _BLOCK_ROWS: Final = 8192
 _GATHER_ROWS: Final = 1024
 """So many vectors are copied together at a time: they stay in the processor's cache."""
-_QUERY_ERROR: Final = 1e-3
-"""More than rounding of a query can move the difference of two rough scores."""
 
 _CANCELLED: Final = 1e-6
 _KEY_SEED: Final = 1
@@ -205,9 +203,11 @@ class VectorRows:
         """
         near = []
         for coded, start, part in self._parts(rows):
-            some, slack = _counted_from(start, rows[part]), 2 * coded.error + _QUERY_ERROR
+            some = _counted_from(start, rows[part])
             found = np.empty_like(some)
-            kept = _scan.shortlist(coded.codes, coded.scales, query, some, found, count, slack)
+            kept = _scan.shortlist(
+                coded.codes, coded.scales, query, some, found, count, coded.error
+            )
             near.append(found[:kept] + start)
         return np.concatenate(near)
 

@@ -56,6 +56,21 @@ def test_a_shortlist_has_the_nearest_and_who_ties_with_them(
     assert rows.scores(near, query) == pytest.approx(exact[np.isin(some, near)], abs=1e-12)
 
 
+@pytest.mark.parametrize("dim", [256, 4_096])
+def test_a_query_that_is_nearly_an_axis_loses_nobody(dim: int) -> None:
+    """Its small elements are rounded away, and decide who is nearest."""
+    rng = np.random.default_rng(0)
+    vectors = unit_rows(rng, 2_000, dim)
+    vectors[:, 0] = 0.5
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    query = 1e-4 * unit_rows(rng, 1, dim)[0]
+    query[0] = 1
+    query /= np.linalg.norm(query)
+    near = in_blocks(vectors, 2_000).shortlist(np.arange(2_000), query, 10)
+    best = np.argsort(-(vectors.astype(np.float64) @ query))[:10]
+    assert set(best.tolist()) <= set(near.tolist())
+
+
 def test_a_shortlist_is_short() -> None:
     rng = np.random.default_rng(0)
     rows = in_blocks(unit_rows(rng, 20_000, 256), 20_000)
