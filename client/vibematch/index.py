@@ -102,14 +102,18 @@ class _Search(NamedTuple):
         vector: the question's.
         top_k: its.
         least: score of a match.
-        qualify: places of those of some rows that meet the filter; ``None``: all do.
+        conditions: how many the filter has.
+        qualify: places of those of some rows that meet it; ``None``: all do.
+        few: rows among which all are that meet it; ``None``: these are many.
         excluded: rows to leave out.
     """
 
     vector: Vector
     top_k: int
     least: float
+    conditions: int
     qualify: Selector | None
+    few: Rows | None
     excluded: Rows
 
 
@@ -485,8 +489,7 @@ class HnswIndex:
             ``min(top_k, users who qualify)`` matches, best first, ties by user id; the plan.
         """
         with self._lock.shared():
-            few = self._columns.narrowed(question.wanted) if question.wanted else None
-            return self._search(self._in_rows(question), len(question.wanted), few)
+            return self._search(self._in_rows(question))
 
     def search_exactly(self, question: Question) -> list[Match]:
         """The most similar users, found by comparing all who qualify."""
@@ -495,29 +498,24 @@ class HnswIndex:
             return self._best(self._qualifying(search), search)
 
     def _in_rows(self, question: Question) -> _Search:
+        wanted = question.wanted
         excluded = [self._rows[name] for name in question.exclude if name in self._rows]
         return _Search(
             question.vector,
             question.top_k,
             question.min_score - _ROUNDING,
-            self._columns.selector(question.wanted) if question.wanted else None,
+            len(wanted),
+            self._columns.selector(wanted) if wanted else None,
+            self._columns.narrowed(wanted) if wanted else None,
             np.array(excluded, np.intp),
         )
 
-    def _search(
-        self, search: _Search, conditions: int, few: Rows | None
-    ) -> tuple[list[Match], Plan]:
-        """What :meth:`search` returns.
-
-        Args:
-            search: what is asked.
-            conditions: how many conditions the filter has.
-            few: rows among which all are that meet it; ``None``: these are many.
-        """
+    def _search(self, search: _Search) -> tuple[list[Match], Plan]:
         users = len(self._rows)
-        share = self._share(search, few)
-        partition = self._partition if _needs_lists(round(share * users), few) else None
-        near = share
+        share = near = self._share(search)
+        # Those who are known to qualify, and are not many, are all compared; else the nearest are.
+        compares_all = search.few is not None and share * users <= planner.SCANNED_AT_ONCE
+        partition = None if compares_all else self._partition
         if partition is not None and search.qualify:
             near = self._share_near(partition, search.vector, search.qualify, share)
         needed = search.top_k + len(search.excluded)  # who was seen already is near
@@ -529,8 +527,8 @@ class HnswIndex:
             "graph",
             users,
             estimated_qualifying=round(share * users),
-            graph_us=planner.graph_us(fetch, users, cost, filtered=conditions > 0),
-            scan_us=self._scan_us(partition, share, few, conditions, cost),
+            graph_us=planner.graph_us(fetch, users, cost, filtered=search.conditions > 0),
+            scan_us=self._scan_us(search, partition, share, cost),
             fetched=fetch,
         )
         if plan.graph_us <= plan.scan_us:
@@ -540,31 +538,26 @@ class HnswIndex:
         else:
             plan = plan._replace(fetched=None)
         if partition is not None:
-            return self._scan_lists(partition, search, few, share, plan)
-        rows = self._qualifying(search, None if few is None else np.sort(few))
+            return self._scan_lists(partition, search, share, plan)
+        rows = self._qualifying(search, None if search.few is None else np.sort(search.few))
         plan = plan._replace(strategy="scan", qualifying=len(rows), scanned=len(rows))
         return self._best(rows, search), plan
 
     def _scan_us(
-        self,
-        partition: Partition | None,
-        share: float,
-        few: Rows | None,
-        conditions: int,
-        cost: float,
+        self, search: _Search, partition: Partition | None, share: float, cost: float
     ) -> float:
-        """What a scan is expected to take."""
-        users = len(self._rows)
-        tried = users if few is None else len(few)
-        if partition is None:
-            return planner.scan_us(tried, share * users, conditions, cost)
-        looked_at = planner.looked_at(len(partition), users, share)
-        return planner.LISTS_US + planner.scan_us(
-            looked_at * tried, looked_at * share * users, conditions, cost
-        )
+        """What a scan is expected to take, of all users or of those in the nearest lists."""
+        users, part, more_us = len(self._rows), 1.0, 0.0
+        tried = users if search.few is None else len(search.few)
+        if partition is not None:
+            part = planner.looked_at(len(partition), users, share)
+            more_us = planner.LISTS_US
+        us = planner.scan_us(part * tried, part * share * users, search.conditions, cost)
+        return us + more_us
 
-    def _share(self, search: _Search, few: Rows | None) -> float:
+    def _share(self, search: _Search) -> float:
         """About how many of the users qualify, in (0, 1]; from a sample."""
+        few = search.few
         if search.qualify is None:
             return 1.0
         among = len(self._users) if few is None else len(few)
@@ -630,7 +623,7 @@ class HnswIndex:
         return _without(found, search.excluded)
 
     def _scan_lists(
-        self, partition: Partition, search: _Search, few: Rows | None, share: float, plan: Plan
+        self, partition: Partition, search: _Search, share: float, plan: Plan
     ) -> tuple[list[Match], Plan]:
         """The best of those in the nearest lists: of ever more lists, until more change nothing."""
         enough = max(planner.SCANNED_AT_LEAST, 4 * search.top_k)
@@ -639,7 +632,7 @@ class HnswIndex:
         reach = planner.first_lists(len(partition), len(self._rows), share)
         while seen < len(partition) and not is_settled:
             lists = partition.nearest(search.vector, reach)[seen:]
-            rows = self._qualifying(search, self._rows_in(lists, few))
+            rows = self._qualifying(search, self._rows_in(lists, search.few))
             near, their_scores = self._nearest(rows, search)
             before = best
             best, scores = _best_of(
@@ -801,8 +794,3 @@ def _without(rows: Rows, excluded: Rows) -> Rows:
     places = np.searchsorted(rows, excluded)
     found = rows.take(places, mode="clip") == excluded
     return np.delete(rows, places[found])
-
-
-def _needs_lists(expected: int, few: Rows | None) -> bool:
-    """Whether a scan had better compare the nearest of those who qualify than all of them."""
-    return few is None or expected > planner.SCANNED_AT_ONCE

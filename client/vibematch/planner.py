@@ -1,9 +1,13 @@
 """How to answer a search: ask the graph for more than needed, or scan those who qualify.
 
 The graph finds the nearest users among all of them, so where few qualify it has to be asked for
-many; a scan looks at each user who qualifies. Whichever is expected to be quicker is tried. What
-the graph returns then tells how many qualify *near the query*, which can be fewer than anywhere
-else (a filter may leave out the very style that is asked for): then a scan takes over.
+many. A scan compares those who qualify: all of them if they are known and few, else those in the
+lists nearest to the query, in ever more lists until more change nothing. Whichever is expected to
+be quicker is tried.
+
+How many qualify *near the query* can be fewer than anywhere else: a filter may leave out the very
+style that is asked for. The nearest list tells. If the graph returns too few all the same, a scan
+takes over.
 """
 
 from __future__ import annotations
@@ -85,7 +89,7 @@ class Plan(NamedTuple):
             if self.qualifying is not None:
                 whole = f"the {self.qualifying:,}"
             steps.append(f"compared {self.scanned:,} of {whole} who qualify")
-        graph = "too few users for the graph"
+        graph = "no use in asking the graph"
         if math.isfinite(self.graph_us):
             graph = f"{self.graph_us:,.0f} µs by the graph"
         return (
@@ -107,7 +111,7 @@ def first_lists(lists: int, users: int, share: float) -> int:
         users: how many are in them.
         share: about how many of the users qualify, in (0, 1].
     """
-    needed = _ESTIMATE_MARGIN * SCANNED_AT_LEAST / (share * users) * lists
+    needed = _ESTIMATE_MARGIN * SCANNED_AT_LEAST / max(share * users, 1.0) * lists
     return max(_FIRST_LISTS, math.ceil(needed))
 
 

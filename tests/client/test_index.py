@@ -302,6 +302,18 @@ def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) 
     assert len(found) == plan.qualifying == plan.scanned == np.count_nonzero(styles.style != 0)
 
 
+def test_lists_of_users_who_are_all_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
+    people = [row(n + 1, f"u{n:05d}") for n in range(3_000)]
+    vectors = unit_rows(3_000, dim=8)
+    index = HnswIndex.gather(8, [(people, vectors)], 1)
+    index.connect(threads=1)
+    index.update([], {}, [user.id for user in people], 2)
+    for wanted in (Filter(), Filter([("age", 5)]), Filter([("age", None)])):
+        found, plan = index.search(Question(vectors[0], 10, wanted))
+        assert (found, plan.strategy) == ([], "scan")
+
+
 def test_users_who_came_since_the_lists_were_made_are_found_in_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
