@@ -87,4 +87,4 @@ lock: $(STAMP)  ## Rewrite constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > constraints.new && mv constraints.new constraints.txt
 
 clean:  ## Remove what is generated; trained runs stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist client/build client/*.egg-info client/vibematch/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

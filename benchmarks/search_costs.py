@@ -20,12 +20,12 @@ _FETCHES: Final = (128, 256, 512, 1024, 2048, 4096, 8192)
 _SHARES: Final = (0.001, 0.003, 0.01, 0.03, 0.07, 0.15, 0.5, 1.0)
 _QUERIES: Final = 30
 _TOP_K: Final = 10
-_GRAPH: Final = ("_GRAPH_US", "_GRAPH_US_PER_USER")
+_GRAPH: Final = ("_GRAPH_US", "_GRAPH_US_PER_USER", "_GRAPH_US_OF_FILTER")
 _SCAN: Final = (
     "_SCAN_US",
     "_SCAN_US_PER_CONDITION",
     "_SCAN_US_PER_ROW",
-    "LISTS_US",
+    "_SCAN_US_OF_LISTS",
     "_SCAN_US_PER_QUALIFYING",
 )
 
@@ -34,16 +34,16 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
     """Microseconds of each search, measured and fitted; the constants are in the notes."""
     cost = planner.vector_cost(*people.vectors.shape)
     graph_terms, graph_us = [], []
-    for fetch in _FETCHES:
+    for fetch, filtered in itertools.product(_FETCHES, (False, True)):
         if fetch <= len(people) / 4:
-            graph_terms.append([1.0, fetch * cost])
-            graph_us.append(_forced_graph(engine, people, fetch))
+            graph_terms.append([1.0, fetch * cost, filtered])
+            graph_us.append(_forced_graph(engine, people, fetch, filtered=filtered))
     scan_terms, scan_us = [], []
     for share, conditions in itertools.product(_SHARES, (1, 2, 3)):
-        plan, took_us = _forced_scan(engine, people, share, conditions)
-        compared, rows = plan.scanned or 0, len(people)
-        by_lists = plan.qualifying is None
-        tried = rows * (compared / max(plan.estimated_qualifying, 1) if by_lists else 1)
+        plans, took_us = _forced_scan(engine, people, share, conditions)
+        compared = float(np.mean([plan.scanned or 0 for plan in plans]))
+        by_lists = float(np.mean([plan.qualifying is None for plan in plans]))
+        tried = min(compared / share, len(people))
         scan_terms.append(
             [1.0, 1 + conditions, tried * (1 + conditions), by_lists, compared * cost]
         )
@@ -54,27 +54,29 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
     ]
 
 
-def _forced_graph(engine: MatchingEngine, people: People, fetch: int) -> float:
+def _forced_graph(engine: MatchingEngine, people: People, fetch: int, *, filtered: bool) -> float:
     with (
         patch.object(planner, "graph_us", lambda *_, **__: 0.0),
         patch.object(planner, "fetch_for", lambda *_: fetch),
     ):
-        return _median_us(engine, people, {"lot": (0, LOTS)})  # who filters has the choice
+        return _median_us(engine, people, {"lot": (0, LOTS)} if filtered else None)
 
 
 def _forced_scan(
     engine: MatchingEngine, people: People, share: float, conditions: int
-) -> tuple[planner.Plan, float]:
-    """How one of them was done, and microseconds."""
+) -> tuple[list[planner.Plan], float]:
+    """How they were done, and microseconds."""
     met = {"lot": (0, round(share * LOTS) - 1), "age": (0, 100), "gender": list(GENDERS)}
     where: dict[str, Any] = dict(itertools.islice(met.items(), conditions))
-    query = people.queries[0]
     with (
         patch.object(planner, "graph_us", lambda *_, **__: math.inf),
         patch.object(filters.Columns, "narrowed", lambda *_: None),
     ):
-        _, plan = engine.search(vector=query, top_k=_TOP_K, where=where, explain=True)
-        return plan, _median_us(engine, people, where)
+        plans = [
+            engine.search(vector=query, top_k=_TOP_K, where=where, explain=True).plan
+            for query in people.queries[:_QUERIES]
+        ]
+        return plans, _median_us(engine, people, where)
 
 
 def _median_us(engine: MatchingEngine, people: People, where: dict[str, Any] | None) -> float:

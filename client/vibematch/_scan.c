@@ -20,6 +20,8 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+#define GREATER(one, other) ((one) > (other) ? (one) : (other))
+#define LESSER(one, other) ((one) < (other) ? (one) : (other))
 #define ROUNDING 4e-6f /* of scores in single precision, and of ties */
 
 enum { LANES = 8, CACHE_LINE = 64, AHEAD = 4, QUERY_STEPS = 8191 };
@@ -110,13 +112,19 @@ static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ss
     return kept;
 }
 
+INLINE float largest_of(const float *numbers, Py_ssize_t count)
+{
+    float largest = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        largest = GREATER(largest, fabsf(numbers[i]));
+    return largest;
+}
+
 /* Codes of a vector, and how far from it they are. */
 BY_PROCESSOR
 static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, float *scale)
 {
-    float largest = 0;
-    for (Py_ssize_t i = 0; i < dim; i++)
-        largest = fmaxf(largest, fabsf(vector[i]));
+    float largest = largest_of(vector, dim);
     *scale = largest / 127;
     float steps = largest > 0 ? 127 / largest : 0;
     double distance = 0;
@@ -133,9 +141,7 @@ static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, floa
  * they are from it. */
 static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, float *error)
 {
-    float largest = 0, steps = fminf(QUERY_STEPS, INT32_MAX / (127.0f * (dim + 1)));
-    for (Py_ssize_t i = 0; i < dim; i++)
-        largest = fmaxf(largest, fabsf(query[i]));
+    float largest = largest_of(query, dim), steps = LESSER(QUERY_STEPS, INT32_MAX / 127 / (dim + 1));
     double unit = largest / steps, distance = 0;
     for (Py_ssize_t i = 0; i < dim; i++) {
         rounded[i] = largest > 0 ? (int16_t)rintf(query[i] / largest * steps) : 0;
@@ -148,9 +154,14 @@ static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, f
 
 /* --- from Python */
 
+#define FLOAT "f"
+#define DOUBLE "d"
+#define CODE "b"
+#define ROW (sizeof(long) == sizeof(int64_t) ? "lq" : "q")
+
 typedef struct {
     PyObject *source;
-    Py_ssize_t item_bytes;
+    const char *kinds; /* of the module struct, in any of which the numbers may be */
     int dimensions;
     int is_written;
     Py_buffer buffer;
@@ -161,10 +172,11 @@ static int open_arrays(Array *arrays, int count)
     int opened = 0;
     for (; opened < count; opened++) {
         Array *array = arrays + opened;
-        int flags = PyBUF_C_CONTIGUOUS | (array->is_written ? PyBUF_WRITABLE : 0);
+        int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (array->is_written ? PyBUF_WRITABLE : 0);
         if (PyObject_GetBuffer(array->source, &array->buffer, flags) < 0)
             break;
-        if (array->buffer.itemsize != array->item_bytes ||
+        const char *kind = array->buffer.format;
+        if (!kind || !kind[0] || kind[1] || !strchr(array->kinds, kind[0]) ||
             array->buffer.ndim != array->dimensions) {
             PyBuffer_Release(&array->buffer);
             PyErr_Format(PyExc_ValueError, "argument %d has another type or shape", opened);
@@ -186,17 +198,17 @@ static void close_arrays(Array *arrays, int count)
 
 static int are_within(const int64_t *rows, Py_ssize_t count, Py_ssize_t end)
 {
-    int64_t outside = 0;
+    int is_outside = 0;
     for (Py_ssize_t i = 0; i < count; i++)
-        outside |= rows[i] | (end - 1 - rows[i]); /* negative where a row is not in [0, end) */
-    return outside >= 0;
+        is_outside |= (uint64_t)rows[i] >= (uint64_t)end; /* below 0, it is very large */
+    return !is_outside;
 }
 
 static PyObject *encode(PyObject *self, PyObject *arguments)
 {
-    Array a[] = {{.item_bytes = sizeof(float), .dimensions = 2},
-                 {.item_bytes = 1, .dimensions = 2, .is_written = 1},
-                 {.item_bytes = sizeof(float), .dimensions = 1, .is_written = 1}};
+    Array a[] = {{.kinds = FLOAT, .dimensions = 2},
+                 {.kinds = CODE, .dimensions = 2, .is_written = 1},
+                 {.kinds = FLOAT, .dimensions = 1, .is_written = 1}};
     if (!PyArg_ParseTuple(arguments, "OOO", &a[0].source, &a[1].source, &a[2].source) ||
         open_arrays(a, 3) < 0)
         return NULL;
@@ -208,10 +220,12 @@ static PyObject *encode(PyObject *self, PyObject *arguments)
     } else {
         double farthest = 0;
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t row = 0; row < count; row++)
-            farthest = fmax(farthest, encode_row((const float *)a[0].buffer.buf + row * dim, dim,
-                                                 (int8_t *)a[1].buffer.buf + row * dim,
-                                                 (float *)a[2].buffer.buf + row));
+        for (Py_ssize_t row = 0; row < count; row++) {
+            double distance = encode_row((const float *)a[0].buffer.buf + row * dim, dim,
+                                         (int8_t *)a[1].buffer.buf + row * dim,
+                                         (float *)a[2].buffer.buf + row);
+            farthest = GREATER(farthest, distance);
+        }
         Py_END_ALLOW_THREADS
         result = PyFloat_FromDouble(farthest);
     }
@@ -221,11 +235,11 @@ static PyObject *encode(PyObject *self, PyObject *arguments)
 
 static PyObject *shortlist(PyObject *self, PyObject *arguments)
 {
-    Array a[] = {{.item_bytes = 1, .dimensions = 2},
-                 {.item_bytes = sizeof(float), .dimensions = 1},
-                 {.item_bytes = sizeof(float), .dimensions = 1},
-                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
-                 {.item_bytes = sizeof(int64_t), .dimensions = 1, .is_written = 1}};
+    Array a[] = {{.kinds = CODE, .dimensions = 2},
+                 {.kinds = FLOAT, .dimensions = 1},
+                 {.kinds = FLOAT, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1, .is_written = 1}};
     Py_ssize_t wanted;
     float error, query_error;
     if (!PyArg_ParseTuple(arguments, "OOOOOnf", &a[0].source, &a[1].source, &a[2].source,
@@ -265,10 +279,10 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
 
 static PyObject *dots(PyObject *self, PyObject *arguments)
 {
-    Array a[] = {{.item_bytes = sizeof(float), .dimensions = 2},
-                 {.item_bytes = sizeof(float), .dimensions = 1},
-                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
-                 {.item_bytes = sizeof(double), .dimensions = 1, .is_written = 1}};
+    Array a[] = {{.kinds = FLOAT, .dimensions = 2},
+                 {.kinds = FLOAT, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1},
+                 {.kinds = DOUBLE, .dimensions = 1, .is_written = 1}};
     if (!PyArg_ParseTuple(arguments, "OOOO", &a[0].source, &a[1].source, &a[2].source,
                           &a[3].source) ||
         open_arrays(a, 4) < 0)
@@ -292,9 +306,9 @@ static PyObject *dots(PyObject *self, PyObject *arguments)
 
 static PyObject *count_up(PyObject *self, PyObject *arguments)
 {
-    Array a[] = {{.item_bytes = sizeof(int64_t), .dimensions = 1},
-                 {.item_bytes = sizeof(int64_t), .dimensions = 1},
-                 {.item_bytes = sizeof(int64_t), .dimensions = 1, .is_written = 1}};
+    Array a[] = {{.kinds = ROW, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1, .is_written = 1}};
     if (!PyArg_ParseTuple(arguments, "OOO", &a[0].source, &a[1].source, &a[2].source) ||
         open_arrays(a, 3) < 0)
         return NULL;

@@ -69,12 +69,7 @@ class Columns:
 
     def put(self, row: int, attributes: Mapping[str, Value], preferences: Where) -> None:
         """Set all that is known about the user in a row."""
-        if row >= self._capacity:
-            self._capacity = max(2 * self._capacity, row + 1)
-            for attribute in self._attributes.values():
-                attribute.grow(self._capacity)
-            for preference in self._preferences.values():
-                preference.grow(self._capacity)
+        self.make_room(row + 1)
         for name in attributes.keys() - self._attributes.keys():
             self._attributes[name] = _Attribute(self._capacity)
         for name in preferences.keys() - self._preferences.keys():
@@ -86,6 +81,15 @@ class Columns:
                 preference.put(row, preferences[name])
             else:
                 preference.clear(row)
+
+    def make_room(self, count: int) -> None:
+        """Let nothing be known about the users in the first ``count`` rows that were not put."""
+        if count > self._capacity:
+            self._capacity = max(2 * self._capacity, count)
+            for attribute in self._attributes.values():
+                attribute.grow(self._capacity)
+            for preference in self._preferences.values():
+                preference.grow(self._capacity)
 
     def take(self, rows: Rows) -> Columns:
         """A copy of some rows, in the given order."""
@@ -127,10 +131,9 @@ class Columns:
 
         def select(rows: Rows | slice) -> Rows:
             places = np.flatnonzero(first(rows))
-            if others:
-                looked_at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-                for test in others:  # of those only that passed the ones before
-                    places = places[test(looked_at[places])]
+            for test in others:  # of those only that passed the ones before
+                left = places + rows.start if isinstance(rows, slice) else rows[places]
+                places = places[test(left)]
             return places
 
         return select
@@ -311,13 +314,13 @@ class _Attribute:
         """Codes and numbers that meet a condition which is not a range."""
         choices = _choices(condition)
         codes = [_MISSING] if None in choices else []
-        amounts = []
+        amounts = set()  # two numbers may be one as float64
         for choice in choices:
             if isinstance(choice, str):
                 codes.append(self._code_of.get(choice, _NOBODY))
             elif choice is not None:
-                amounts.append(_as_float(choice))
-        return codes, amounts
+                amounts.add(_as_float(choice))
+        return codes, sorted(amounts)
 
 
 class _Preference:

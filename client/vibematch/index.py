@@ -99,12 +99,12 @@ class _Search(NamedTuple):
     """A question, in rows.
 
     Attributes:
-        vector: the question's.
-        top_k: its.
-        least: score of a match.
-        conditions: how many the filter has.
-        qualify: places of those of some rows that meet it; ``None``: all do.
-        few: rows among which all are that meet it; ``None``: these are many.
+        vector: unit vector, float32, ``[dim]``.
+        top_k: how many users to return, at most.
+        least: the least score of a match.
+        conditions: how many conditions the filter has.
+        qualify: tells which of some rows meet the filter; ``None``: all do.
+        few: rows among which all are that meet the filter; ``None``: these are many.
         excluded: rows to leave out.
     """
 
@@ -514,7 +514,7 @@ class HnswIndex:
         users = len(self._rows)
         share = near = self._share(search)
         # Those who are known to qualify, and are not many, are all compared; else the nearest are.
-        compares_all = search.few is not None and share * users <= planner.SCANNED_AT_ONCE
+        compares_all = search.few is not None and share * users <= planner.COMPARED_AT_ONCE
         partition = None if compares_all else self._partition
         if partition is not None and search.qualify:
             near = self._share_near(partition, search.vector, search.qualify, share)
@@ -527,7 +527,13 @@ class HnswIndex:
             "graph",
             users,
             estimated_qualifying=round(share * users),
-            graph_us=planner.graph_us(fetch, users, cost, filtered=search.conditions > 0),
+            graph_us=planner.graph_us(
+                fetch,
+                users,
+                cost,
+                is_filtered=search.conditions > 0,
+                is_near_known=partition is not None,
+            ),
             scan_us=self._scan_us(search, partition, share, cost),
             fetched=fetch,
         )
@@ -547,27 +553,29 @@ class HnswIndex:
         self, search: _Search, partition: Partition | None, share: float, cost: float
     ) -> float:
         """What a scan is expected to take, of all users or of those in the nearest lists."""
-        users, part, more_us = len(self._rows), 1.0, 0.0
+        users, part = len(self._rows), 1.0
         tried = users if search.few is None else len(search.few)
         if partition is not None:
-            part = planner.looked_at(len(partition), users, share)
-            more_us = planner.LISTS_US
-        us = planner.scan_us(part * tried, part * share * users, search.conditions, cost)
-        return us + more_us
+            part = planner.part_looked_into(len(partition), share * users, search.top_k)
+        return planner.scan_us(
+            part * tried,
+            part * share * users,
+            search.conditions,
+            cost,
+            by_lists=partition is not None,
+        )
 
     def _share(self, search: _Search) -> float:
         """About how many of the users qualify, in (0, 1]; from a sample."""
-        few = search.few
+        few, users = search.few, max(len(self._rows), 1)
         if search.qualify is None:
             return 1.0
         among = len(self._users) if few is None else len(few)
         sample = np.arange(0, among, max(among // planner.SAMPLE, 1))
         rows = sample if few is None else few[sample]
-        alive = self._alive[rows]
-        met = max(int(np.count_nonzero(alive[search.qualify(rows)])), 0.5)
-        if few is None:
-            return met / max(int(np.count_nonzero(alive)), 1)
-        return min(met * among / max(len(rows), 1) / max(len(self._rows), 1), 1.0)
+        met = int(np.count_nonzero(self._alive[rows[search.qualify(rows)]]))
+        qualifying = met * among / max(len(rows), 1)
+        return min(max(qualifying, 0.5), users) / users
 
     def _share_near(
         self, partition: Partition, vector: Vector, qualify: Selector, share: float
@@ -626,10 +634,10 @@ class HnswIndex:
         self, partition: Partition, search: _Search, share: float, plan: Plan
     ) -> tuple[list[Match], Plan]:
         """The best of those in the nearest lists: of ever more lists, until more change nothing."""
-        enough = max(planner.SCANNED_AT_LEAST, 4 * search.top_k)
+        enough = planner.compared_at_least(search.top_k)
         best, scores = np.empty(0, np.intp), np.empty(0)
         seen, scanned, is_settled = 0, 0, False
-        reach = planner.first_lists(len(partition), len(self._rows), share)
+        reach = planner.first_lists(len(partition), share * len(self._rows), search.top_k)
         while seen < len(partition) and not is_settled:
             lists = partition.nearest(search.vector, reach)[seen:]
             rows = self._qualifying(search, self._rows_in(lists, search.few))
@@ -676,8 +684,8 @@ class HnswIndex:
         rows, scores = _best_of(rows, scores, search.top_k)
         users = self._users
         matches = [
-            Match(str(users[row]), score)
-            for row, score in zip(rows.tolist(), scores.clip(-1.0, 1.0).tolist(), strict=True)
+            Match(str(users[row]), min(max(score, -1.0), 1.0))
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
             if score >= search.least
         ]
         matches.sort(key=lambda match: (-match.score, match.user_id))
@@ -751,6 +759,7 @@ class HnswIndex:
             for row in outside.tolist():
                 index._outside.setdefault(int(index._keys[row]), set()).add(row)
         index._users = [None] * count
+        index._columns.make_room(count)
         index.sequence = snapshot.sequence
         return index, index._recognise(users)
 

@@ -17,9 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
 """An index of this many users is scanned: as fast as the graph there, and exact."""
-SCANNED_AT_LEAST: Final = 500
-"""A scan of the nearest lists compares at least so many before it asks whether that was enough."""
-SCANNED_AT_ONCE: Final = 3_000
+COMPARED_AT_ONCE: Final = 3_000
 """So few who qualify, and are known, are all compared."""
 SAMPLE: Final = 1_024
 """Users on whom a filter is tried, to estimate how many qualify."""
@@ -29,13 +27,15 @@ LEAST_SAMPLE: Final = 50
 _EF_SEARCH: Final = 128
 _MANY_USERS: Final = 500_000
 _MARGIN: Final = 2.0
-TIES: Final = 6
+_TIES: Final = 6
 """Users beyond those asked for, so that ties at the end are broken by user id."""
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
 
 # By a simulation of clustered vectors: far more lists than needed where a filter has nothing to do
 # with style, and a recall of 0.99 and more where it leaves out the nearest styles.
+_COMPARED_AT_LEAST: Final = 500
+_COMPARED_PER_MATCH: Final = 4
 _FIRST_LISTS: Final = 16
 _SECOND_LISTS: Final = 64
 _GROWTH: Final = 2
@@ -47,12 +47,13 @@ _MOST_LISTS: Final = 1 / 8
 # ratios matter. `benchmarks/search.py --only costs` prints what they should be.
 _GRAPH_US: Final = 135.0
 _GRAPH_US_PER_USER: Final = 0.31
-_GRAPH_US_OF_FILTER: Final = 100.0  # half of it for the risk that too few are left
+_GRAPH_US_OF_FILTER: Final = 50.0
+_GRAPH_US_OF_RISK: Final = 50.0  # not fitted: that of too few who are left, if none near were tried
 _SCAN_US: Final = 45.0
 _SCAN_US_PER_CONDITION: Final = 10.0
 _SCAN_US_PER_ROW: Final = 0.0007
 _SCAN_US_PER_QUALIFYING: Final = 0.02
-LISTS_US: Final = 170.0
+_SCAN_US_OF_LISTS: Final = 250.0
 _DIM: Final = 256
 _CACHE_BYTES: Final = 16e6
 _BEYOND_CACHE: Final = 0.4
@@ -85,10 +86,11 @@ class Plan(NamedTuple):
     def __str__(self) -> str:
         steps = [] if self.fetched is None else [f"asked the graph for {self.fetched:,} users"]
         if self.strategy == "scan":
-            whole = f"about {self.estimated_qualifying:,}"
+            scanned = self.scanned or 0
+            whole = f"about {max(self.estimated_qualifying, scanned):,}"
             if self.qualifying is not None:
                 whole = f"the {self.qualifying:,}"
-            steps.append(f"compared {self.scanned:,} of {whole} who qualify")
+            steps.append(f"compared {scanned:,} of {whole} who qualify")
         graph = "no use in asking the graph"
         if math.isfinite(self.graph_us):
             graph = f"{self.graph_us:,.0f} µs by the graph"
@@ -103,42 +105,47 @@ def ef_search(users: int) -> int:
     return _EF_SEARCH if users < _MANY_USERS else 2 * _EF_SEARCH
 
 
-def first_lists(lists: int, users: int, share: float) -> int:
+def compared_at_least(top_k: int) -> int:
+    """How many users a scan of lists compares before it asks whether that was enough."""
+    return max(_COMPARED_AT_LEAST, _COMPARED_PER_MATCH * top_k)
+
+
+def first_lists(lists: int, qualifying: float, top_k: int) -> int:
     """How many lists to look into at first.
 
     Args:
         lists: how many there are.
-        users: how many are in them.
-        share: about how many of the users qualify, in (0, 1].
+        qualifying: about how many of the users in them qualify.
+        top_k: how many users are asked for.
     """
-    needed = _ESTIMATE_MARGIN * SCANNED_AT_LEAST / max(share * users, 1.0) * lists
-    return max(_FIRST_LISTS, math.ceil(needed))
+    compared = _ESTIMATE_MARGIN * compared_at_least(top_k)
+    return max(_FIRST_LISTS, math.ceil(compared / max(qualifying, 1.0) * lists))
 
 
-def more_lists(lists: int) -> int:
-    """Into how many lists to look next, after so many."""
-    return max(_SECOND_LISTS, _GROWTH * lists)
+def more_lists(looked_into: int) -> int:
+    """Into how many lists to have looked next, all in all, after ``looked_into`` of them."""
+    return max(_SECOND_LISTS, _GROWTH * looked_into)
 
 
 def are_enough_lists(looked_into: int, lists: int) -> bool:
-    """Whether to stop though the last look changed something: it takes too long.
+    """Whether to stop though the last look changed something, because it takes too long.
 
     Args:
-        looked_into: so many.
-        lists: of so many.
+        looked_into: how many lists were looked into.
+        lists: how many there are.
     """
     return looked_into >= max(_MANY_LISTS, _MOST_LISTS * lists)
 
 
-def looked_at(lists: int, users: int, share: float) -> float:
-    """The share of all lists that are looked into where the second look changes nothing.
+def part_looked_into(lists: int, qualifying: float, top_k: int) -> float:
+    """The part of all lists, in (0, 1], that is looked into if the second look changes nothing.
 
     Args:
-        lists: as for :func:`first_lists`, like the others.
-        users: those.
-        share: of them.
+        lists: how many there are.
+        qualifying: about how many of the users in them qualify.
+        top_k: how many users are asked for.
     """
-    return min(more_lists(first_lists(lists, users, share)) / lists, 1.0)
+    return min(more_lists(first_lists(lists, qualifying, top_k)) / lists, 1.0)
 
 
 def fetch_for(wanted: int, share: float) -> int:
@@ -149,35 +156,44 @@ def fetch_for(wanted: int, share: float) -> int:
         share: how many of those near the query qualify, in (0, 1].
     """
     margin = 1.0 if share >= 1 else _MARGIN
-    return math.ceil(margin * wanted / share) + TIES
+    return math.ceil(margin * wanted / share) + _TIES
 
 
-def graph_us(fetch: int, users: int, cost: float, *, filtered: bool) -> float:
+def graph_us(
+    fetch: int, users: int, cost: float, *, is_filtered: bool, is_near_known: bool
+) -> float:
     """Expected microseconds of asking the graph; infinite where it cannot be asked.
 
     Args:
         fetch: how many users it is asked for.
         users: how many there are.
         cost: :func:`vector_cost`.
-        filtered: whether a filter is tried on them.
+        is_filtered: whether a filter is tried on them.
+        is_near_known: whether it was tried on users near the query already.
     """
     if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
         return math.inf
-    asking_us = _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
-    return asking_us + _GRAPH_US_OF_FILTER * filtered
+    us = _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
+    if is_filtered:
+        us += _GRAPH_US_OF_FILTER + _GRAPH_US_OF_RISK * (not is_near_known)
+    return us
 
 
-def scan_us(tried: float, compared: float, conditions: int, cost: float) -> float:
-    """Expected microseconds of a scan; a scan of lists takes :data:`LISTS_US` more.
+def scan_us(
+    tried: float, compared: float, conditions: int, cost: float, *, by_lists: bool
+) -> float:
+    """Expected microseconds of a scan.
 
     Args:
         tried: on how many users the conditions are tried.
         compared: how many of these qualify.
         conditions: how many conditions there are.
         cost: :func:`vector_cost`.
+        by_lists: whether these users are those of the nearest lists.
     """
     return (
         _SCAN_US
+        + _SCAN_US_OF_LISTS * by_lists
         + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * tried) * (1 + conditions)
         + _SCAN_US_PER_QUALIFYING * compared * cost
     )

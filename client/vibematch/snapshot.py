@@ -21,6 +21,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,10 +167,9 @@ def _read(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
         expected = (fingerprint, dim, version("hnswlib"))
         if (header.fingerprint, header.dim, header.hnswlib) != expected:
             return None
-        offset = file.tell()
-        return Snapshot(
+        snapshot = Snapshot(
             sequence=header.sequence,
-            vectors=[_read_coded(file, header, offset)],
+            vectors=[_read_coded(file, header, file.tell())],
             ids=_array(file, "<i8", header.rows),
             revisions=_array(file, "<i8", header.rows),
             lists=_array(file, "<u2", header.rows),
@@ -177,6 +177,13 @@ def _read(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
             sorted_rows=header.sorted_rows,
             graph=_read_graph(folder, header),
         )
+        if not (
+            0 <= header.sorted_rows <= header.rows
+            and snapshot.lists.max(initial=0) <= max(header.lists - 1, 0)
+            and 0 <= header.code_error < math.inf
+        ):
+            raise ValueError("what a scan relies on makes no sense")
+        return snapshot
 
 
 def _read_graph(folder: Path, header: _Header) -> Any:

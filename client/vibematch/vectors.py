@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 try:
-    from vibematch import _scan
-except ImportError as error:
+    import vibematch._scan as _scan
+except ModuleNotFoundError as error:
     raise ImportError(
-        "this vibematch was installed where no C compiler was, so it cannot search: install one, "
-        "then install vibematch again"
+        "this vibematch was installed without a C compiler or Python's headers: it encodes photos "
+        "and has no index. Install them, then vibematch again"
     ) from error
 
 Vector: TypeAlias = npt.NDArray[np.float32]

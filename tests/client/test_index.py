@@ -194,7 +194,8 @@ def test_a_graph_that_cannot_reach_enough_users_is_not_relied_on(
 def test_few_who_qualify_are_scanned_and_many_are_asked_of_the_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)  # or it would take more users
+    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
+    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)  # or it would take more users
     index, model = filled(12_000, dim=128)
     query = unit_rows(1, dim=128, seed=5)[0]
 
@@ -217,6 +218,7 @@ def test_a_filter_that_leaves_out_the_style_asked_for_changes_the_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
+    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)
     centre = unit_rows(1, dim=256, seed=9)[0]
     near = centre + 0.05 * unit_rows(3_000, dim=256, seed=1)
     vectors = np.concatenate([near, unit_rows(9_000, dim=256, seed=2)]).astype(np.float32)
@@ -269,7 +271,7 @@ def test_ever_more_lists_are_compared_until_more_change_nothing(styles: Styles) 
         asked += plan.fetched is not None
         if plan.qualifying is None:
             partly += 1
-            assert planner.SCANNED_AT_LEAST <= plan.scanned < 0.8 * plan.estimated_qualifying
+            assert planner.compared_at_least(10) <= plan.scanned < 0.8 * plan.estimated_qualifying
             assert f"compared {plan.scanned:,} of about " in str(plan)
         exact = styles.index.search_exactly(question)
         assert_same(exact, brute_force(styles.model(int(own)), query, 10))
@@ -282,7 +284,7 @@ def test_ever_more_lists_are_compared_until_more_change_nothing(styles: Styles) 
 def test_a_few_who_are_known_are_looked_for_in_the_nearest_lists(
     styles: Styles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "SCANNED_AT_ONCE", 1_000)
+    monkeypatch.setattr(planner, "COMPARED_AT_ONCE", 1_000)
     hits = 0
     for query in styles.vectors[:30]:
         question = Question(query, 10, Filter([("style", list(range(5)))]))
@@ -300,6 +302,28 @@ def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) 
     everybody = Question(styles.vectors[0], 50_000, Filter([("style", list(range(1, 100)))]))
     found, plan = styles.index.search(everybody)
     assert len(found) == plan.qualifying == plan.scanned == np.count_nonzero(styles.style != 0)
+
+
+@pytest.mark.parametrize("partitioned_from", [3_000, 100_000])
+def test_a_filter_that_nobody_meets(monkeypatch: pytest.MonkeyPatch, partitioned_from: int) -> None:
+    monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", partitioned_from)
+    people = [row(n + 1, f"u{n:05d}", city=f"c{n % 9}", n=n) for n in range(5_000)]
+    vectors = unit_rows(5_000, dim=8)
+    index = HnswIndex.gather(8, [(people, vectors)], 1)
+    index.connect(threads=1)
+    for name, condition in (("city", "nowhere"), ("n", (-5, -1)), ("n", None), ("k", 1)):
+        found, plan = index.search(Question(vectors[0], 10, Filter([(name, condition)])))
+        assert (found, plan.qualifying) == ([], 0)
+
+
+def test_nobody_is_found_twice() -> None:
+    people = [row(n + 1, f"u{n:05d}", n=2**53 if n < 20 else n) for n in range(5_000)]
+    vectors = unit_rows(5_000, dim=8)
+    index = build(people, vectors)
+    found, plan = index.search(
+        Question(vectors[0], 50, Filter([("n", [2**53, 2**53 + 1])]))  # one number as float64
+    )
+    assert len(set(names(found))) == len(found) == plan.qualifying == 20
 
 
 def test_lists_of_users_who_are_all_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +361,7 @@ def test_users_who_came_since_the_lists_were_made_are_found_in_them(
 
 def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 3_000)
-    monkeypatch.setattr(planner, "scan_us", lambda *_: float("inf"))
+    monkeypatch.setattr(planner, "scan_us", lambda *_, **__: float("inf"))
     vectors = unit_rows(4_000, dim=16, seed=3)
     people = [row(n + 1, f"u{n:05d}") for n in range(len(vectors))]
     index = HnswIndex.gather(16, [(people, vectors)], 1)
@@ -540,6 +564,16 @@ def test_snapshot_of_another_model_or_library(
     assert load(tmp_path) is None
 
 
+def test_a_snapshot_whose_last_users_are_gone(tmp_path: Path) -> None:
+    vectors = unit_rows(2_200, dim=8)
+    people = [row(n + 1, f"u{n:05d}", n=n) for n in range(2_200)]
+    build(people, vectors).save(tmp_path, "f")
+    loaded = HnswIndex.load(tmp_path, "f", 8, people[:1_000])
+    assert loaded is not None
+    found, _ = loaded[0].search(Question(vectors[0], 10, Filter([("n", (0, 4))])))
+    assert sorted(names(found)) == [f"u{n:05d}" for n in range(5)]
+
+
 def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
     index, model = filled(3)
     index.save(tmp_path, "f")
@@ -572,18 +606,21 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
         (10_000, 0.5, "scan"),
         (25_000, 0.9, "graph"),
         (200_000, 0.01, "scan"),
+        (200_000, 0.1, "graph"),
         (200_000, 0.5, "graph"),
         (1_000_000, 0.01, "scan"),
+        (1_000_000, 0.1, "graph"),
         (1_000_000, 0.5, "graph"),
     ],
 )
 def test_the_quicker_way_is_expected_to_be_quicker(users: int, share: float, quicker: str) -> None:
     cost = planner.vector_cost(users, 256)
     lists = users // 400 if users >= vibematch.index._PARTITIONED_FROM else 0
-    if lists and share * users > planner.SCANNED_AT_ONCE:
-        tried = users * planner.looked_at(lists, users, share)
-        scan_us = planner.LISTS_US + planner.scan_us(tried, share * tried, 1, cost)
-    else:
-        scan_us = planner.scan_us(users, share * users, 1, cost)
-    graph_us = planner.graph_us(planner.fetch_for(10, share), users, cost, filtered=True)
+    by_lists = bool(lists) and share * users > planner.COMPARED_AT_ONCE
+    part = planner.part_looked_into(lists, share * users, 10) if by_lists else 1.0
+    tried = part * users
+    scan_us = planner.scan_us(tried, share * tried, 1, cost, by_lists=by_lists)
+    graph_us = planner.graph_us(
+        planner.fetch_for(10, share), users, cost, is_filtered=True, is_near_known=by_lists
+    )
     assert min(scan_us, graph_us) == (scan_us if quicker == "scan" else graph_us)

@@ -372,6 +372,8 @@ def graph_from_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """And all that happens by itself with many users."""
     monkeypatch.setattr(planner, "EXACT_UP_TO", 0)
     monkeypatch.setattr(planner, "_GRAPH_US", 0.0)
+    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
+    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)
     monkeypatch.setattr(index, "_PARTITIONED_FROM", 50)
     monkeypatch.setattr(index, "_FEW_FREE", 5)
     monkeypatch.setattr(index, "_MOST_FREE", 0.05)

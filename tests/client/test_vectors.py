@@ -78,7 +78,7 @@ def test_a_shortlist_is_short() -> None:
     assert len(rows.shortlist(np.arange(20_000), query, 10)) < 200
 
 
-@pytest.mark.parametrize("dim", [1, 7, 8, 63, 64, 65, 4_096, 20_000])
+@pytest.mark.parametrize("dim", [1, 7, 8, 63, 64, 65, 4_096, 5_900, 5_954, 20_000])
 def test_sums_of_any_length_are_right(dim: int) -> None:
     vectors = np.full((3, dim), 1 / np.sqrt(dim), np.float32)
     vectors[1] *= -1
@@ -117,7 +117,7 @@ FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
 ROWS = np.arange(3)
 
 
-@pytest.mark.parametrize("row", [-1, 4, 2**62, -(2**62)])
+@pytest.mark.parametrize("row", [-1, 4, 2**63 - 1, -(2**63)])
 def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
     rows = np.array([0, row, 1])
     with pytest.raises(IndexError, match="no such row"):
@@ -134,6 +134,8 @@ def test_arrays_that_do_not_fit_together_are_refused() -> None:
         (FLOATS.astype(np.float64), FLOATS[0], scores),
         (FLOATS[0], FLOATS[0], scores),
         (FLOATS, FLOATS[0], scores.astype(np.float32)),
+        (FLOATS.astype(np.int32), FLOATS[0], scores),
+        (FLOATS.astype(">f4"), FLOATS[0], scores),
     ):
         with pytest.raises(ValueError, match=r"differ in length|another type or shape"):
             _scan.dots(vectors, query, ROWS, out)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,9 +29,24 @@ with MatchingEngine.open(sys.argv[1], manifest=manifest) as engine:
 """
 
 
-def run(*command: object) -> str:
+WITHOUT_AN_INDEX = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vibematch import Encoder, Manifest
+try:
+    from vibematch import MatchingEngine
+except ImportError as error:
+    print(error)
+"""
+
+
+def run(*command: object, **environment: str) -> str:
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -48,3 +66,17 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     assert "the lab (not installed)" in run(command, "--help")
     assert run(python, "-c", SCRIPT, tmp_path / "index") == "['a', 'c']\n"
     assert "1  a     " in run(command, "match", tmp_path / "index", "b")
+
+
+@pytest.mark.slow  # pip fetches the build backend
+def test_without_a_compiler_there_is_an_encoder_and_no_index(tmp_path: Path) -> None:
+    built = shutil.ignore_patterns("build", "*.so", "*.egg-info")
+    shutil.copytree(CLIENT, tmp_path / "client", ignore=built)
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
+    run(*pip, tmp_path / "none", tmp_path / "client", CC="false")
+    (wheel,) = (tmp_path / "none").glob("vibematch-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path / "installed")
+    said = run(sys.executable, "-c", WITHOUT_AN_INDEX, tmp_path / "installed")
+    assert "installed without a C compiler" in said
