@@ -36,8 +36,8 @@ fi
 if [ "$kind" = cpu ]; then
     install_packages -c constraints.txt --no-deps nvidia-pytriton  # only its binaries are used
 fi
-# Without what they declare: hnswlib needs a compiler, and only clients search.
 rm -rf client/build  # or setuptools would add what an earlier build left there
+# Without what they declare: hnswlib needs a compiler, and only clients search.
 install_packages --no-deps ./client .
 
 cp deploy/serve.sh "$prefix/bin/vibematch-server"
