@@ -646,9 +646,9 @@ class HnswIndex:
             best, scores = _best_of(
                 np.concatenate([best, near]), np.concatenate([scores, their_scores]), search.top_k
             )
-            is_settled = scanned >= enough and (
-                np.array_equal(best, before) or planner.are_enough_lists(reach, len(partition))
-            )
+            # To compare all of a few who are known takes no time that would be worth a stop.
+            stops = search.few is None and planner.are_enough_lists(reach, len(partition))
+            is_settled = scanned >= enough and (stops or np.array_equal(best, before))
             scanned += len(rows)
             seen, reach = reach, planner.more_lists(reach)
         plan = plan._replace(

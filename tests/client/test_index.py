@@ -295,6 +295,19 @@ def test_a_few_who_are_known_are_looked_for_in_the_nearest_lists(
     assert hits >= 297
 
 
+@pytest.mark.parametrize(("high", "is_bounded"), [(4, False), (89, True)])
+def test_only_a_scan_of_many_stops_before_it_is_settled(
+    styles: Styles, monkeypatch: pytest.MonkeyPatch, high: int, is_bounded: bool
+) -> None:
+    monkeypatch.setattr(planner, "COMPARED_AT_ONCE", 1_000)
+    monkeypatch.setattr(planner, "are_enough_lists", lambda *_: True)
+    monkeypatch.setattr(np, "array_equal", lambda *_: False)  # more lists always change something
+    _, plan = styles.index.search(
+        Question(styles.vectors[0], 10, Filter([("style", list(range(high + 1)))]))
+    )
+    assert (plan.qualifying is None) == is_bounded
+
+
 def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) -> None:
     question = Question(styles.vectors[0], 5_000, Filter([("style", list(range(1, 100)))]))
     found, _ = styles.index.search(question)
