@@ -531,7 +531,7 @@ class HnswIndex:
                 fetch,
                 users,
                 cost,
-                is_filtered=search.conditions > 0,
+                is_filtered=search.qualify is not None,
                 is_near_known=partition is not None,
             ),
             scan_us=self._scan_us(search, partition, share, cost),
@@ -545,7 +545,7 @@ class HnswIndex:
             plan = plan._replace(fetched=None)
         if partition is not None:
             return self._scan_lists(partition, search, share, plan)
-        rows = self._qualifying(search, None if search.few is None else np.sort(search.few))
+        rows = self._qualifying(search)
         plan = plan._replace(strategy="scan", qualifying=len(rows), scanned=len(rows))
         return self._best(rows, search), plan
 
@@ -619,6 +619,8 @@ class HnswIndex:
 
     def _qualifying(self, search: _Search, among: Rows | None = None) -> Rows:
         """All rows, or those among some, of users who qualify; ascending."""
+        if among is None and search.few is not None:
+            among = np.sort(search.few)
         rows: Rows | slice = slice(0, len(self._users)) if among is None else among
         if search.qualify is None:
             found = np.flatnonzero(self._alive[rows])

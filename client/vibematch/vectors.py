@@ -153,14 +153,14 @@ class VectorRows:
                 self._starts.append(end)
                 self._blocks.append(Coded.empty(_BLOCK_ROWS, self._dim))
                 end += _BLOCK_ROWS
-            some = Coded.of(vectors[: end - self._count])
-            place = self._count - self._starts[-1]
-            last = self._blocks[-1]
-            room = last.part(slice(place, place + len(some.vectors)))
-            room.vectors[:], room.codes[:], room.scales[:] = some[:3]
-            self._blocks[-1] = last._replace(error=max(last.error, some.error))
-            self._count += len(some.vectors)
-            vectors = vectors[len(some.vectors) :]
+            some = vectors[: end - self._count]
+            place, last = self._count - self._starts[-1], self._blocks[-1]
+            room = last.part(slice(place, place + len(some)))
+            room.vectors[:] = some
+            error = _scan.encode(room.vectors, room.codes, room.scales)
+            self._blocks[-1] = last._replace(error=max(last.error, error))
+            self._count += len(some)
+            vectors = vectors[len(some) :]
 
     def replace(self, coded: Coded) -> None:
         """Have other arrays hold what is there; the old memory is freed."""
@@ -253,25 +253,19 @@ class Partition:
         lists = min(max(len(vectors) // _ROWS_PER_LIST, 1), _MAX_LISTS)
         size = min(len(vectors), _SAMPLE_PER_LIST * lists)
         sample = vectors[np.sort(rng.choice(len(vectors), size, replace=False))]
-        partition = cls(sample[rng.choice(size, lists, replace=False)])
+        centroids = sample[rng.choice(size, lists, replace=False)]
         for _ in range(_ITERATIONS):
-            nearest = partition.assign(sample)
+            nearest = _nearest_centroids(sample, centroids)
             order = np.argsort(nearest, kind="stable")
             used, starts = np.unique(nearest[order], return_index=True)
             sums = np.add.reduceat(sample[order], starts, axis=0)
             norms = np.linalg.norm(sums, axis=1, keepdims=True)
-            centroids = partition.centroids.copy()
             centroids[used] = np.divide(sums, norms, out=centroids[used], where=norms > 0)
-            partition = cls(centroids)
-        return partition
+        return cls(centroids)
 
     def assign(self, vectors: Vector) -> npt.NDArray[np.uint16]:
         """The nearest list of each vector, ``[n]``."""
-        nearest = np.empty(len(vectors), np.uint16)
-        for start in range(0, len(vectors), _BLOCK_ROWS):
-            some = vectors[start : start + _BLOCK_ROWS]
-            nearest[start : start + len(some)] = (some @ self.centroids.T).argmax(axis=1)
-        return nearest
+        return _nearest_centroids(vectors, self.centroids)
 
     def nearest(self, query: Vector, count: int) -> Rows:
         """The ``count`` lists whose centroids are most similar to a vector, these first."""
@@ -280,3 +274,11 @@ class Partition:
             lists = self._rows.shortlist(lists, query, count)
         nearest: Rows = lists[np.argsort(-self._rows.scores(lists, query), kind="stable")]
         return nearest[:count]
+
+
+def _nearest_centroids(vectors: Vector, centroids: Vector) -> npt.NDArray[np.uint16]:
+    nearest = np.empty(len(vectors), np.uint16)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        some = vectors[start : start + _BLOCK_ROWS]
+        nearest[start : start + len(some)] = (some @ centroids.T).argmax(axis=1)
+    return nearest

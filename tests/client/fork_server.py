@@ -95,9 +95,8 @@ def write(path: str, seed: int, favourite: str) -> None:
 
 def answer(path: str, queries: list[list[float]], read_only: bool) -> None:
     """Open an index and search it by its graph; then write to it, unless it is only to be read."""
-    planner.EXACT_UP_TO = 0  # type: ignore[misc]
-    for name in ("_GRAPH_US", "_GRAPH_US_OF_FILTER", "_GRAPH_US_OF_RISK"):
-        setattr(planner, name, 0.0)
+    for name in ("EXACT_UP_TO", "_GRAPH_US", "_GRAPH_US_OF_FILTER", "_GRAPH_US_OF_RISK"):
+        setattr(planner, name, 0)
     try:
         with MatchingEngine.open(path, read_only=read_only) as engine:
             _say({"found": [engine.search(vector=query, top_k=10) for query in queries]})
