@@ -54,6 +54,7 @@ from vibematch.vectors import Vector, unit_means
 _Answer = TypeVar("_Answer")
 Aggregate: TypeAlias = Literal["mean", "best_pair"]
 
+_AGGREGATES: Final = get_args(Aggregate)
 _COMMIT_PHOTOS: Final = 256
 _COMMIT_PROFILES: Final = 10_000
 _COMMIT_LIVE: Final = 250
@@ -597,7 +598,7 @@ class MatchingEngine:
         """
         if sum(query is not None for query in (user_id, photo, vector)) != 1:
             raise InputError("search by one of: a user id, photo=..., or vector=...")
-        if aggregate not in get_args(Aggregate):
+        if aggregate not in _AGGREGATES:
             raise InputError(f"aggregate must be 'mean' or 'best_pair', got {aggregate!r}")
         _check_exclude(exclude)
         _check_limits(top_k, min_score)
@@ -790,8 +791,10 @@ class MatchingEngine:
             return Filter(conditions)
         if user_id is None:
             raise InputError("mutual needs a user of the index, whose preferences are known")
-        conditions += self.preferences(user_id).items()
-        return Filter(conditions, accepted_by=self.attributes(user_id))
+        user = self._store.user(user_id)
+        if user is None:
+            raise self._unknown(user_id)
+        return Filter([*conditions, *user.preferences.items()], accepted_by=user.attributes)
 
     def _best_means(
         self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float
@@ -970,11 +973,12 @@ class MatchingEngine:
         """Users of the index of whom something else is stored than is known now."""
         profiles = []
         for user_id in attributes.keys() | preferences.keys():
-            known = self._store.attributes(user_id)
+            user = self._store.user(user_id)
             labels = self._labelled(user_id, attributes)
             wishes = preferences.get(user_id)
-            wished = self._store.preferences(user_id)
-            if known is not None and (labels != known or wishes not in (None, wished)):
+            if user is not None and (
+                labels != user.attributes or wishes not in (None, user.preferences)
+            ):
                 profiles.append(Profile(user_id, (), labels, wishes))
         return profiles
 

@@ -419,15 +419,20 @@ class ProfileStore:
             ).fetchall()
         return [name for (name,) in before + after]
 
+    def user(self, user_id: str) -> UserRow | None:
+        """All about a user but the photos, or ``None`` if there is no such user."""
+        user = self._user(user_id)
+        return None if user is None else user.as_row()
+
     def attributes(self, user_id: str) -> dict[str, Value] | None:
         """A user's attributes, or ``None`` if there is no such user."""
-        user = self._user(user_id)
-        return None if user is None else user.as_row().attributes
+        user = self.user(user_id)
+        return None if user is None else user.attributes
 
     def preferences(self, user_id: str) -> dict[str, Condition] | None:
         """What a user wants the others to be, or ``None`` if there is no such user."""
-        user = self._user(user_id)
-        return None if user is None else user.as_row().preferences
+        user = self.user(user_id)
+        return None if user is None else user.preferences
 
     def photos(self, user_id: str) -> list[StoredPhoto]:
         """A user's photos, in the order they were added; none if there is no such user."""
