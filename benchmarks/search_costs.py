@@ -44,9 +44,7 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
         compared = float(np.mean([plan.scanned or 0 for plan in plans]))
         by_lists = float(np.mean([plan.qualifying is None for plan in plans]))
         tried = min(compared / share, len(people))
-        scan_terms.append(
-            [1.0, 1 + conditions, tried * (1 + conditions), by_lists, compared * cost]
-        )
+        scan_terms.append([1.0, conditions, tried, by_lists, compared * cost])
         scan_us.append(took_us)
     return [
         _fitted("What the graph costs", _GRAPH, graph_terms, graph_us),

@@ -1,4 +1,4 @@
-/* Comparing one vector with many: the inner loops of a scan, and nothing else.
+/* Who qualifies, and comparing one vector with theirs: the inner loops of a scan, nothing else.
  *
  * A scan reads vectors of users who are scattered over memory, so that it waits for memory more
  * than it computes. Codes of one byte per element are a quarter of what float32 would be, and are
@@ -24,7 +24,7 @@
 #define LESSER(one, other) ((one) < (other) ? (one) : (other))
 #define ROUNDING 4e-6f /* of scores in single precision, and of ties */
 
-enum { LANES = 8, CACHE_LINE = 64, AHEAD = 4, QUERY_STEPS = 8191 };
+enum { LANES = 8, CACHE_LINE = 64, AHEAD = 8, QUERY_STEPS = 8191, AT_ONCE = 512 };
 
 /* Whole numbers, whose sum compilers may take in any order. */
 INLINE int32_t dot_code(const int8_t *code, const int16_t *query, Py_ssize_t dim)
@@ -50,10 +50,11 @@ INLINE double dot_exact(const float *vector, const float *query, Py_ssize_t dim)
     return sum;
 }
 
+/* Into the second cache: more can be on the way there than to the first. */
 INLINE void ask_for(const char *memory, Py_ssize_t bytes)
 {
     for (Py_ssize_t byte = 0; byte < bytes; byte += CACHE_LINE)
-        __builtin_prefetch(memory + byte);
+        __builtin_prefetch(memory + byte, 0, 2);
 }
 
 /* A heap of the best scores so far, the least of them on top. */
@@ -76,7 +77,7 @@ static void rough_scores(const int8_t *codes, const float *scales, const int16_t
     for (Py_ssize_t i = 0; i < count; i++) {
         if (i + AHEAD < count) {
             ask_for((const char *)(codes + rows[i + AHEAD] * dim), dim);
-            __builtin_prefetch(scales + rows[i + AHEAD]);
+            ask_for((const char *)(scales + rows[i + AHEAD]), sizeof *scales);
         }
         scores[i] = query_unit * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
     }
@@ -94,20 +95,20 @@ static void exact_scores(const float *vectors, const float *query, Py_ssize_t di
 }
 
 static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ssize_t count,
-                                 Py_ssize_t wanted, float slack, float *heap, int64_t *found)
+                                 Py_ssize_t wanted, float least, float slack, float *heap,
+                                 int64_t *found)
 {
-    float least = -INFINITY;
     if (wanted < count) {
         for (Py_ssize_t i = 0; i < wanted; i++)
             heap[i] = -INFINITY;
         for (Py_ssize_t i = 0; i < count; i++)
             if (scores[i] > heap[0])
                 sink(heap, wanted, 0, scores[i]);
-        least = heap[0] - slack;
+        least = GREATER(least, heap[0]);
     }
     Py_ssize_t kept = 0;
     for (Py_ssize_t i = 0; i < count; i++)
-        if (scores[i] >= least)
+        if (scores[i] >= least - slack)
             found[kept++] = rows[i];
     return kept;
 }
@@ -157,6 +158,8 @@ static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, f
 #define FLOAT "f"
 #define DOUBLE "d"
 #define CODE "b"
+#define VALUE "i"
+#define BOOL "?"
 #define ROW (sizeof(long) == sizeof(int64_t) ? "lq" : "q")
 
 typedef struct {
@@ -241,9 +244,9 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
                  {.kinds = ROW, .dimensions = 1},
                  {.kinds = ROW, .dimensions = 1, .is_written = 1}};
     Py_ssize_t wanted;
-    float error, query_error;
-    if (!PyArg_ParseTuple(arguments, "OOOOOnf", &a[0].source, &a[1].source, &a[2].source,
-                          &a[3].source, &a[4].source, &wanted, &error) ||
+    float least, error, query_error;
+    if (!PyArg_ParseTuple(arguments, "OOOOOnff", &a[0].source, &a[1].source, &a[2].source,
+                          &a[3].source, &a[4].source, &wanted, &least, &error) ||
         open_arrays(a, 5) < 0)
         return NULL;
     Py_ssize_t dim = a[0].buffer.shape[1], count = a[3].buffer.shape[0], kept = 0;
@@ -266,7 +269,8 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
         rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, unit, dim, rows, count, scores);
         /* Two scores may both be off, in opposite directions; all vectors are of unit length. */
         float slack = 2 * (error + (1 + error) * query_error) + ROUNDING;
-        kept = above_the_last(scores, rows, count, wanted, slack, heap, a[4].buffer.buf);
+        kept = above_the_last(scores, rows, count, wanted, least, slack, heap,
+                              a[4].buffer.buf);
         Py_END_ALLOW_THREADS
         result = PyLong_FromSsize_t(kept);
     }
@@ -304,34 +308,278 @@ static PyObject *dots(PyObject *self, PyObject *arguments)
     return result;
 }
 
-static PyObject *count_up(PyObject *self, PyObject *arguments)
+/* A condition, in so many parts: a column of yes and no; or one of codes, and which of these are
+ * allowed; or one of numbers, the least and the most of them; or codes, which of these are allowed,
+ * numbers, and which of those are allowed as well, ascending. */
+enum { MASK = 1, CODES = 2, BOUNDS = 3, CODES_OR_NUMBERS = 4 };
+
+typedef struct {
+    Array arrays[CODES_OR_NUMBERS];
+    int opened, parts;
+    double least, most;
+    const double *numbers, *amounts;
+    const int32_t *codes;
+    const uint8_t *allowed;
+    size_t known;
+    Py_ssize_t amount_count;
+} Test;
+
+INLINE int is_among(double number, const double *ascending, Py_ssize_t count)
+{
+    Py_ssize_t low = 0, high = count;
+    while (low < high) {
+        Py_ssize_t middle = (low + high) / 2;
+        if (ascending[middle] < number)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < count && ascending[low] == number;
+}
+
+INLINE int is_met(const Test *test, int parts, int64_t row)
+{
+    if (parts == MASK)
+        return test->allowed[row];
+    if (parts == BOUNDS)
+        return (test->numbers[row] >= test->least) & (test->numbers[row] <= test->most);
+    size_t code = (size_t)test->codes[row]; /* below 0, it is very large */
+    int is_allowed = code < test->known && test->allowed[code];
+    if (parts == CODES)
+        return is_allowed;
+    return is_allowed || is_among(test->numbers[row], test->amounts, test->amount_count);
+}
+
+/* Which of the rows from the first on meet a condition. Most often none of eight do. */
+INLINE Py_ssize_t find_by(const Test *test, int parts, int64_t first, Py_ssize_t count,
+                          int64_t *found)
+{
+    uint8_t met[AT_ONCE] = {0};
+    for (Py_ssize_t i = 0; i < count; i++)
+        met[i] = (uint8_t)is_met(test, parts, first + i);
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < count; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, met + i, sizeof eight);
+        if (eight)
+            for (Py_ssize_t j = i; j < LESSER(i + 8, count); j++) {
+                found[kept] = first + j;
+                kept += met[j];
+            }
+    }
+    return kept;
+}
+
+/* Of some places, those whose rows meet a condition; without rows, places are rows. */
+INLINE Py_ssize_t keep_by(const Test *test, int parts, const int64_t *rows, int64_t *places,
+                          Py_ssize_t count)
+{
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int64_t place = places[i];
+        places[kept] = place;
+        kept += is_met(test, parts, rows ? rows[place] : place);
+    }
+    return kept;
+}
+
+/* CALL has to be inlined for each kind of condition, so that its loop does not ask for the kind. */
+#define BY_PARTS(test, CALL, ...)                                                 \
+    ((test)->parts == MASK     ? CALL(test, MASK, __VA_ARGS__)                    \
+     : (test)->parts == CODES  ? CALL(test, CODES, __VA_ARGS__)                   \
+     : (test)->parts == BOUNDS ? CALL(test, BOUNDS, __VA_ARGS__)                  \
+                               : CALL(test, CODES_OR_NUMBERS, __VA_ARGS__))
+
+static Py_ssize_t keep(const Test *tests, Py_ssize_t test_count, const int64_t *rows,
+                       int64_t *places, Py_ssize_t count)
+{
+    for (const Test *test = tests; test < tests + test_count; test++)
+        count = BY_PARTS(test, keep_by, rows, places, count);
+    return count;
+}
+
+BY_PROCESSOR
+static Py_ssize_t find(const Test *tests, Py_ssize_t test_count, int64_t first, Py_ssize_t count,
+                       int64_t *found)
+{
+    if (test_count)
+        return BY_PARTS(tests, find_by, first, count, found);
+    for (Py_ssize_t row = 0; row < count; row++)
+        found[row] = first + row;
+    return count;
+}
+
+static int open_test(PyObject *condition, Test *test)
+{
+    static const char *const kinds[] = {VALUE, BOOL, DOUBLE, DOUBLE};
+    test->parts = PyTuple_Check(condition) ? (int)PyTuple_Size(condition) : 0;
+    if (test->parts < MASK || test->parts > CODES_OR_NUMBERS) {
+        PyErr_SetString(PyExc_ValueError, "a condition is a tuple of one to four parts");
+        return -1;
+    }
+    int count = test->parts == BOUNDS ? 1 : test->parts;
+    for (int i = 0; i < count; i++)
+        test->arrays[i] = (Array){.source = PyTuple_GetItem(condition, i),
+                                  .kinds = test->parts == MASK     ? BOOL
+                                           : test->parts == BOUNDS ? DOUBLE
+                                                                   : kinds[i],
+                                  .dimensions = 1};
+    if (test->parts == BOUNDS) {
+        test->least = PyFloat_AsDouble(PyTuple_GetItem(condition, 1));
+        test->most = PyFloat_AsDouble(PyTuple_GetItem(condition, 2));
+        if (PyErr_Occurred())
+            return -1;
+    }
+    if (open_arrays(test->arrays, count) < 0)
+        return -1;
+    test->opened = count;
+    const Py_buffer *first = &test->arrays[0].buffer, *second = &test->arrays[1].buffer;
+    test->numbers = test->parts == BOUNDS ? first->buf : test->arrays[2].buffer.buf;
+    test->allowed = test->parts == MASK ? first->buf : second->buf;
+    test->codes = first->buf;
+    test->known = test->parts == CODES || test->parts == CODES_OR_NUMBERS ? second->shape[0] : 0;
+    if (test->parts == CODES_OR_NUMBERS) {
+        test->amounts = test->arrays[3].buffer.buf;
+        test->amount_count = test->arrays[3].buffer.shape[0];
+    }
+    return 0;
+}
+
+static void close_tests(Test *tests, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        close_arrays(tests[i].arrays, tests[i].opened);
+    free(tests);
+}
+
+/* The tests that a list of conditions asks for; so many rows at most are in each of the columns. */
+static Test *open_tests(PyObject *conditions, Py_ssize_t *count, Py_ssize_t *rows)
+{
+    *count = PyList_Size(conditions);
+    Test *tests = calloc(*count + 1, sizeof *tests);
+    if (!tests)
+        return (Test *)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < *count; i++) {
+        if (open_test(PyList_GetItem(conditions, i), tests + i) < 0) {
+            close_tests(tests, i);
+            return NULL;
+        }
+        for (int column = 0; column < tests[i].opened; column += 2)
+            *rows = LESSER(*rows, tests[i].arrays[column].buffer.shape[0]);
+    }
+    return tests;
+}
+
+static PyObject *select_rows(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.kinds = ROW, .dimensions = 1},
+                 {.kinds = ROW, .dimensions = 1, .is_written = 1}};
+    PyObject *conditions, *result = NULL;
+    Py_ssize_t test_count, end = PY_SSIZE_T_MAX;
+    Test *tests;
+    if (!PyArg_ParseTuple(arguments, "O!OO", &PyList_Type, &conditions, &a[0].source,
+                          &a[1].source) ||
+        !(tests = open_tests(conditions, &test_count, &end)))
+        return NULL;
+    if (open_arrays(a, 2) == 0) {
+        const int64_t *rows = a[0].buffer.buf;
+        int64_t *places = a[1].buffer.buf;
+        Py_ssize_t count = a[0].buffer.shape[0];
+        if (a[1].buffer.shape[0] != count) {
+            PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+        } else if (!are_within(rows, count, end)) {
+            PyErr_SetString(PyExc_IndexError, "there is no such row");
+        } else {
+            Py_BEGIN_ALLOW_THREADS
+            for (Py_ssize_t place = 0; place < count; place++)
+                places[place] = place;
+            count = keep(tests, test_count, rows, places, count);
+            Py_END_ALLOW_THREADS
+            result = PyLong_FromSsize_t(count);
+        }
+        close_arrays(a, 2);
+    }
+    close_tests(tests, test_count);
+    return result;
+}
+
+static PyObject *select_between(PyObject *self, PyObject *arguments)
 {
     Array a[] = {{.kinds = ROW, .dimensions = 1},
                  {.kinds = ROW, .dimensions = 1},
                  {.kinds = ROW, .dimensions = 1, .is_written = 1}};
-    if (!PyArg_ParseTuple(arguments, "OOO", &a[0].source, &a[1].source, &a[2].source) ||
-        open_arrays(a, 3) < 0)
+    PyObject *conditions, *result = NULL;
+    Py_ssize_t test_count, end = PY_SSIZE_T_MAX;
+    Test *tests;
+    if (!PyArg_ParseTuple(arguments, "O!OOO", &PyList_Type, &conditions, &a[0].source,
+                          &a[1].source, &a[2].source) ||
+        !(tests = open_tests(conditions, &test_count, &end)))
         return NULL;
-    const int64_t *starts = a[0].buffer.buf, *ends = a[1].buffer.buf;
-    int64_t *rows = a[2].buffer.buf;
-    Py_ssize_t count = a[0].buffer.shape[0], room = a[2].buffer.shape[0], written = 0, i = 0;
-    if (a[1].buffer.shape[0] == count)
-        for (; i < count && ends[i] >= starts[i] && ends[i] - starts[i] <= room - written; i++)
-            for (int64_t row = starts[i]; row < ends[i]; row++)
-                rows[written++] = row;
-    int is_whole = i == count && written == room;
-    close_arrays(a, 3);
-    if (is_whole)
-        Py_RETURN_NONE;
-    PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
-    return NULL;
+    if (open_arrays(a, 3) == 0) {
+        const int64_t *starts = a[0].buffer.buf, *ends = a[1].buffer.buf;
+        int64_t *found = a[2].buffer.buf;
+        Py_ssize_t count = a[0].buffer.shape[0], room = a[2].buffer.shape[0], i = 0;
+        if (a[1].buffer.shape[0] == count)
+            for (; i < count && starts[i] >= 0 && ends[i] >= starts[i] && ends[i] <= end &&
+                   ends[i] - starts[i] <= room; i++)
+                room -= ends[i] - starts[i];
+        if (i < count || a[1].buffer.shape[0] != count) {
+            PyErr_SetString(PyExc_ValueError, "there are no such rows, or no room for them");
+        } else {
+            Py_ssize_t kept = 0;
+            Py_BEGIN_ALLOW_THREADS
+            for (i = 0; i < count; i++)
+                for (int64_t first = starts[i]; first < ends[i]; first += AT_ONCE) {
+                    Py_ssize_t some = LESSER(ends[i] - first, AT_ONCE);
+                    some = find(tests, test_count, first, some, found + kept);
+                    kept += test_count ? keep(tests + 1, test_count - 1, NULL, found + kept, some)
+                                       : some;
+                }
+            Py_END_ALLOW_THREADS
+            result = PyLong_FromSsize_t(kept);
+        }
+        close_arrays(a, 3);
+    }
+    close_tests(tests, test_count);
+    return result;
+}
+
+/* A bit for each row there is: a few thousand rows are in order sooner than by comparing them. */
+static PyObject *ascending(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.kinds = ROW, .dimensions = 1, .is_written = 1}};
+    Py_ssize_t end;
+    if (!PyArg_ParseTuple(arguments, "On", &a[0].source, &end) || open_arrays(a, 1) < 0)
+        return NULL;
+    int64_t *rows = a[0].buffer.buf;
+    Py_ssize_t count = a[0].buffer.shape[0], kept = 0;
+    PyObject *result = NULL;
+    uint64_t *bits = NULL;
+    if (!are_within(rows, count, end)) {
+        PyErr_SetString(PyExc_IndexError, "there is no such row");
+    } else if (!(bits = calloc(end / 64 + 1, sizeof *bits))) {
+        PyErr_NoMemory();
+    } else {
+        for (Py_ssize_t i = 0; i < count; i++)
+            bits[rows[i] / 64] |= (uint64_t)1 << rows[i] % 64;
+        for (Py_ssize_t word = 0; word <= end / 64; word++)
+            for (; bits[word]; bits[word] &= bits[word] - 1)
+                rows[kept++] = word * 64 + __builtin_ctzll(bits[word]);
+        result = PyLong_FromSsize_t(kept);
+    }
+    free(bits);
+    close_arrays(a, 1);
+    return result;
 }
 
 static PyMethodDef functions[] = {
     {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
     {"shortlist", shortlist, METH_VARARGS,
-     "shortlist(codes, scales, query, rows, found, wanted, error)"},
-    {"count_up", count_up, METH_VARARGS, "count_up(starts, ends, rows)"},
+     "shortlist(codes, scales, query, rows, found, wanted, least, error)"},
+    {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
+    {"select_between", select_between, METH_VARARGS,
+     "select_between(conditions, starts, ends, rows)"},
+    {"ascending", ascending, METH_VARARGS, "ascending(rows, end)"},
     {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
     {NULL, NULL, 0, NULL},
 };

@@ -1,5 +1,18 @@
+from typing import TypeAlias
+
 import numpy as np
 import numpy.typing as npt
+
+_Mask: TypeAlias = npt.NDArray[np.bool_]
+_Codes: TypeAlias = npt.NDArray[np.int32]
+_Numbers: TypeAlias = npt.NDArray[np.float64]
+
+Condition: TypeAlias = (
+    tuple[_Mask]
+    | tuple[_Codes, _Mask]
+    | tuple[_Numbers, float, float]
+    | tuple[_Codes, _Mask, _Numbers, _Numbers]
+)
 
 def encode(
     vectors: npt.NDArray[np.float32],
@@ -14,6 +27,7 @@ def shortlist(
     rows: npt.NDArray[np.intp],
     found: npt.NDArray[np.intp],
     wanted: int,
+    least: float,
     error: float,
     /,
 ) -> int: ...
@@ -24,9 +38,14 @@ def dots(
     scores: npt.NDArray[np.float64],
     /,
 ) -> None: ...
-def count_up(
+def select(
+    conditions: list[Condition], rows: npt.NDArray[np.intp], places: npt.NDArray[np.intp], /
+) -> int: ...
+def select_between(
+    conditions: list[Condition],
     starts: npt.NDArray[np.intp],
     ends: npt.NDArray[np.intp],
     rows: npt.NDArray[np.intp],
     /,
-) -> None: ...
+) -> int: ...
+def ascending(rows: npt.NDArray[np.intp], end: int, /) -> int: ...

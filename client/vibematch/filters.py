@@ -8,21 +8,21 @@ element per row of the index, and a condition is a comparison of arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vibematch import scan
 from vibematch.attributes import Condition, Value, Where, as_bound, choices_of
 
+if TYPE_CHECKING:
+    from vibematch._scan import Condition as Test
 Rows: TypeAlias = npt.NDArray[np.intp]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Column: TypeAlias = npt.NDArray[Any]
-Selector: TypeAlias = Callable[[Rows | slice], Rows]
-"""Of rows, all of which were put: the places of those that qualify, ascending."""
-_Test: TypeAlias = Callable[[Rows | slice], Mask]
 
 _FIRST_CAPACITY: Final = 1024
 _FEW: Final = 8
@@ -113,7 +113,7 @@ class Columns:
             attribute.keep_sorted(count)
 
     def narrowed(self, wanted: Filter) -> Rows | None:
-        """A few rows, in no order, among which all are that qualify.
+        """A few rows, ascending, among which all are that qualify.
 
         ``None`` where no condition is known to be met by a few only.
         """
@@ -123,31 +123,49 @@ class Columns:
             rows = None if attribute is None else attribute.narrowed(condition)
             if rows is not None and (fewest is None or len(rows) < len(fewest)):
                 fewest = rows
-        return fewest
+        if fewest is None:
+            return None
+        return fewest[: scan.ascending(fewest, self._capacity)]
 
-    def selector(self, wanted: Filter) -> Selector:
-        """What tells who of some rows qualify, for as long as nothing is put."""
-        first, *others = [*self._tests(wanted)] or [_anything]
+    def selector(self, wanted: Filter, alive: Mask | None = None) -> Selector:
+        """What tells who meets a filter, for as long as nothing is put.
 
-        def select(rows: Rows | slice) -> Rows:
-            places = np.flatnonzero(first(rows))
-            for test in others:  # of those only that passed the ones before
-                left = places + rows.start if isinstance(rows, slice) else rows[places]
-                places = places[test(left)]
-            return places
+        Args:
+            wanted: the filter.
+            alive: of rows, those that may qualify at all; ``None``: all that were put.
+        """
+        tests = list(self._tests(wanted))
+        if alive is not None:
+            tests.append((alive,))
+        return Selector(tests)
 
-        return select
-
-    def _tests(self, wanted: Filter) -> Iterator[_Test]:
+    def _tests(self, wanted: Filter) -> Iterator[Test]:
         for name, condition in wanted.where:
             attribute = self._attributes.get(name)
             if attribute is not None:
                 yield attribute.test(condition)
             elif not accepts(condition, None):  # nobody has such an attribute
-                yield _nothing
+                yield (np.zeros(self._capacity, bool),)
         if wanted.accepted_by is not None:
             for name, preference in self._preferences.items():
-                yield preference.test(wanted.accepted_by.get(name))
+                yield from preference.tests(wanted.accepted_by.get(name))
+
+
+class Selector:
+    """Who qualifies: whoever passes all tests."""
+
+    def __init__(self, tests: list[Test]) -> None:
+        self._tests = tests
+
+    def places(self, rows: Rows) -> Rows:
+        """Of some rows, the places of those that qualify, ascending."""
+        places = np.empty(len(rows), np.intp)
+        return places[: scan.select(self._tests, rows, places)]
+
+    def between(self, starts: Rows, ends: Rows) -> Rows:
+        """The rows that qualify in stretches ``[starts[i], ends[i])``, one after the other."""
+        rows = np.empty(int((ends - starts).sum()), np.intp)
+        return rows[: scan.select_between(self._tests, starts, ends, rows)]
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -172,18 +190,6 @@ def _as_float(number: float) -> float:
 
 def _choices(condition: Condition) -> frozenset[Value | None]:
     return frozenset(choices_of(condition))
-
-
-def _anything(rows: Rows | slice) -> Mask:
-    return np.ones(_count(rows), bool)
-
-
-def _nothing(rows: Rows | slice) -> Mask:
-    return np.zeros(_count(rows), bool)
-
-
-def _count(rows: Rows | slice) -> int:
-    return rows.stop - rows.start if isinstance(rows, slice) else len(rows)
 
 
 class _Sorted(NamedTuple):
@@ -254,7 +260,7 @@ class _Attribute:
         self._changed = set()  # read first: a search in between sees too many rows, not too few
 
     def narrowed(self, condition: Condition) -> Rows | None:
-        """Rows that may meet a condition, ``None`` if these are many."""
+        """Rows that may meet a condition, some more than once; ``None`` if these are many."""
         changed = self._changed
         lookup = self._lookup
         if lookup is None:
@@ -271,8 +277,7 @@ class _Attribute:
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
         unsorted = np.arange(lookup.rows, self._count)
-        rows: Rows = np.concatenate([*found, np.fromiter(changed, np.intp), unsorted])
-        return np.unique(rows) if changed else rows
+        return np.concatenate([*found, np.fromiter(changed, np.intp), unsorted], dtype=np.intp)
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)
@@ -287,18 +292,19 @@ class _Attribute:
             self._numbers[row] = value
             self._codes[row] = self._code_of_number(float(value))
 
-    def test(self, condition: Condition) -> _Test:
+    def test(self, condition: Condition) -> Test:
         if isinstance(condition, tuple):
             low, high = map(_as_float, condition)
-            return lambda rows: _are_between(self._numbers[rows], low, high)
+            return self._numbers, low, high
         codes, amounts = self._wanted(condition)
         if self._coded_numbers >= 0:
             codes += [self._code_of.get(amount, _NOBODY) for amount in amounts]
             amounts = []
-        have_codes = _are_one_of(codes, len(self._code_of) + _FIRST_CODE)
+        allowed = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
+        allowed[[code for code in codes if code != _NOBODY]] = True
         if not amounts:
-            return lambda rows: have_codes(self._codes[rows])
-        return lambda rows: have_codes(self._codes[rows]) | np.isin(self._numbers[rows], amounts)
+            return self._codes, allowed
+        return self._codes, allowed, self._numbers, np.array(amounts)
 
     def _code_of_number(self, number: float) -> int:
         code = self._code_of.get(number)
@@ -367,40 +373,16 @@ class _Preference:
         for choice in {_comparable(choice) for choice in wish}:
             self._codes_with.setdefault(choice, []).append(code)
 
-    def test(self, value: Value | None) -> _Test:
+    def tests(self, value: Value | None) -> Iterator[Test]:
         is_number = isinstance(value, int | float)
-        table = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
-        table[_ANYTHING], table[_NUMBER] = True, is_number
-        table[self._codes_with.get(_comparable(value), [])] = True
-
-        def accepts_it(rows: Rows | slice) -> Mask:
-            mask: Mask = np.take(table, self._codes[rows])
-            if is_number:
-                mask &= (self._low[rows] <= value) & (self._high[rows] >= value)
-            return mask
-
-        return accepts_it
-
-
-def _are_between(numbers: Column, low: float, high: float) -> Mask:
-    mask: Mask = (numbers >= low) & (numbers <= high)
-    return mask
-
-
-def _are_one_of(wanted: Sequence[int], count: int) -> Callable[[Column], Mask]:
-    """Whether codes, all of them below ``count``, are among those wanted."""
-    if len(wanted) <= _FEW:  # quicker than looking each one up
-
-        def are_equal(codes: Column) -> Mask:
-            mask = np.zeros(len(codes), bool)
-            for code in wanted:
-                mask |= codes == code
-            return mask
-
-        return are_equal
-    table = np.zeros(count, bool)
-    table[[code for code in wanted if code != _NOBODY]] = True
-    return lambda codes: np.take(table, codes)
+        allowed = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
+        allowed[_ANYTHING], allowed[_NUMBER] = True, is_number
+        allowed[self._codes_with.get(_comparable(value), [])] = True
+        yield self._codes, allowed
+        if isinstance(value, int | float):
+            number = _as_float(value)
+            yield self._low, -math.inf, number
+            yield self._high, number, math.inf
 
 
 def _comparable(value: Value | None) -> str | float | None:

@@ -31,7 +31,6 @@ from vibematch.vectors import (
     Rows,
     Vector,
     VectorRows,
-    rows_between,
     vector_keys,
 )
 
@@ -65,6 +64,7 @@ _MOST_FREE: Final = 0.25
 _FEW_FREE: Final = 1_000
 _ROUNDING: Final = 1e-6
 """More than rounding to float32 can move a cosine."""
+_NO_ROWS: Final[Rows] = np.empty(0, np.intp)
 
 
 class Match(NamedTuple):
@@ -102,9 +102,9 @@ class _Search(NamedTuple):
         vector: unit vector, float32, ``[dim]``.
         top_k: how many users to return, at most.
         least: the least score of a match.
-        conditions: how many conditions the filter has.
-        qualify: tells which of some rows meet the filter; ``None``: all do.
-        few: rows among which all are that meet the filter; ``None``: these are many.
+        conditions: how many conditions the filter has; none: everybody qualifies.
+        qualifying: tells who meets the filter.
+        few: rows, ascending, among which all are that meet the filter; ``None``: these are many.
         excluded: rows to leave out.
     """
 
@@ -112,7 +112,7 @@ class _Search(NamedTuple):
     top_k: int
     least: float
     conditions: int
-    qualify: Selector | None
+    qualifying: Selector
     few: Rows | None
     excluded: Rows
 
@@ -500,12 +500,13 @@ class HnswIndex:
     def _in_rows(self, question: Question) -> _Search:
         wanted = question.wanted
         excluded = [self._rows[name] for name in question.exclude if name in self._rows]
+        everybody_lives = len(self._rows) == len(self._users)  # most often: one test fewer
         return _Search(
             question.vector,
             question.top_k,
             question.min_score - _ROUNDING,
             len(wanted),
-            self._columns.selector(wanted) if wanted else None,
+            self._columns.selector(wanted, None if everybody_lives else self._alive),
             self._columns.narrowed(wanted) if wanted else None,
             np.array(excluded, np.intp),
         )
@@ -516,38 +517,38 @@ class HnswIndex:
         # Those who are known to qualify, and are not many, are all compared; else the nearest are.
         compares_all = search.few is not None and share * users <= planner.COMPARED_AT_ONCE
         partition = None if compares_all else self._partition
-        if partition is not None and search.qualify:
-            near = self._share_near(partition, search.vector, search.qualify, share)
+        lists = _NO_ROWS
+        if partition is not None and search.conditions:
+            first = planner.first_lists(len(partition), share * users, search.top_k)
+            lists = partition.nearest(search.vector, planner.more_lists(first))
+            near = self._share_near(int(lists[0]), search.qualifying, share)
         needed = search.top_k + len(search.excluded)  # who was seen already is near
         fetch = planner.fetch_for(needed, near)
-        if search.qualify:  # costs no more, and more of them qualify
+        if search.conditions:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(users), users // 4))
         cost = planner.vector_cost(users, self._dim)
         plan = Plan(
-            "graph",
+            "scan",
             users,
-            estimated_qualifying=round(share * users),
-            graph_us=planner.graph_us(
+            round(share * users),
+            planner.graph_us(
                 fetch,
                 users,
                 cost,
-                is_filtered=search.qualify is not None,
+                is_filtered=search.conditions > 0,
                 is_near_known=partition is not None,
             ),
-            scan_us=self._scan_us(search, partition, share, cost),
-            fetched=fetch,
+            self._scan_us(search, partition, share, cost),
         )
         if plan.graph_us <= plan.scan_us:
+            plan = plan._replace(fetched=fetch)
             found = self._ask_graph(search, fetch)
             if found is not None:
-                return found, plan
-        else:
-            plan = plan._replace(fetched=None)
+                return found, plan._replace(strategy="graph")
         if partition is not None:
-            return self._scan_lists(partition, search, share, plan)
+            return self._scan_lists(partition, lists, search, share, plan)
         rows = self._qualifying(search)
-        plan = plan._replace(strategy="scan", qualifying=len(rows), scanned=len(rows))
-        return self._best(rows, search), plan
+        return self._best(rows, search), plan._replace(qualifying=len(rows), scanned=len(rows))
 
     def _scan_us(
         self, search: _Search, partition: Partition | None, share: float, cost: float
@@ -568,25 +569,21 @@ class HnswIndex:
     def _share(self, search: _Search) -> float:
         """About how many of the users qualify, in (0, 1]; from a sample."""
         few, users = search.few, max(len(self._rows), 1)
-        if search.qualify is None:
+        if not search.conditions:
             return 1.0
         among = len(self._users) if few is None else len(few)
-        sample = np.arange(0, among, max(among // planner.SAMPLE, 1))
-        rows = sample if few is None else few[sample]
-        met = int(np.count_nonzero(self._alive[rows[search.qualify(rows)]]))
-        qualifying = met * among / max(len(rows), 1)
+        step = max(among // planner.SAMPLE, 1)
+        sample = np.arange(0, among, step) if few is None else np.ascontiguousarray(few[::step])
+        qualifying = len(search.qualifying.places(sample)) * among / max(len(sample), 1)
         return min(max(qualifying, 0.5), users) / users
 
-    def _share_near(
-        self, partition: Partition, vector: Vector, qualify: Selector, share: float
-    ) -> float:
+    def _share_near(self, nearest: int, qualifying: Selector, share: float) -> float:
         """About how many of those near the query qualify, in (0, 1]: of those in one list."""
-        nearest = int(partition.nearest(vector, 1)[0])
-        start, end = int(self._list_starts[nearest]), int(self._list_starts[nearest + 1])
-        if end - start < planner.LEAST_SAMPLE:
+        starts, ends = self._list_starts[nearest : nearest + 2, np.newaxis]
+        users = int(ends[0] - starts[0])
+        if users < planner.LEAST_SAMPLE:
             return share
-        met = int(np.count_nonzero(self._alive[start:end][qualify(slice(start, end))]))
-        return max(met, 0.5) / (end - start)
+        return max(len(qualifying.between(starts, ends)), 0.5) / users
 
     def _ask_graph(self, search: _Search, fetch: int) -> list[Match] | None:
         """The best of the nearest users, ``None`` if not enough of these qualify."""
@@ -600,14 +597,14 @@ class HnswIndex:
         complete = scores[-1] < search.least
         if self._outside:
             rows, scores = self._with_twins(rows, scores, search.vector)
-        if search.qualify:
-            places = search.qualify(rows)
+        if search.conditions:
+            places = search.qualifying.places(rows)
             rows, scores = rows[places], scores[places]
         if len(search.excluded):
             keep = np.isin(rows, search.excluded, invert=True)
             rows, scores = rows[keep], scores[keep]
         if complete or len(rows) >= search.top_k:
-            return self._matches(rows, scores, search)
+            return self._matches(*_best_of(rows, scores, search.top_k), search)
         return None
 
     def _with_twins(self, rows: Rows, scores: Scores, vector: Vector) -> tuple[Rows, Scores]:
@@ -617,33 +614,37 @@ class HnswIndex:
         theirs = self._vectors.scores(others, vector)
         return np.concatenate([rows, others]), np.concatenate([scores, theirs])
 
-    def _qualifying(self, search: _Search, among: Rows | None = None) -> Rows:
-        """All rows, or those among some, of users who qualify; ascending."""
-        if among is None and search.few is not None:
-            among = np.sort(search.few)
-        rows: Rows | slice = slice(0, len(self._users)) if among is None else among
-        if search.qualify is None:
-            found = np.flatnonzero(self._alive[rows])
+    def _qualifying(self, search: _Search) -> Rows:
+        """All rows of users who qualify, ascending."""
+        if search.few is None:
+            everybody = np.array([0, len(self._users)])
+            rows = search.qualifying.between(everybody[:1], everybody[1:])
         else:
-            found = search.qualify(rows)
-        if among is not None:
-            found = among[found]
-        if search.qualify:
-            found = found[self._alive[found]]
-        return _without(found, search.excluded)
+            rows = search.few[search.qualifying.places(search.few)]
+        return _without(rows, search.excluded)
 
     def _scan_lists(
-        self, partition: Partition, search: _Search, share: float, plan: Plan
+        self, partition: Partition, lists: Rows, search: _Search, share: float, plan: Plan
     ) -> tuple[list[Match], Plan]:
-        """The best of those in the nearest lists: of ever more lists, until more change nothing."""
+        """The best of those in the nearest lists: of ever more lists, until more change nothing.
+
+        Args:
+            partition: the lists.
+            lists: the nearest of them, as far as that is known.
+            search: the question.
+            share: about how many of the users qualify.
+            plan: what there is to say so far.
+        """
         enough = planner.compared_at_least(search.top_k)
-        best, scores = np.empty(0, np.intp), np.empty(0)
+        best, scores = _NO_ROWS, np.empty(0)
         seen, scanned, is_settled = 0, 0, False
         reach = planner.first_lists(len(partition), share * len(self._rows), search.top_k)
         while seen < len(partition) and not is_settled:
-            lists = partition.nearest(search.vector, reach)[seen:]
-            rows = self._qualifying(search, self._rows_in(lists, search.few))
-            near, their_scores = self._nearest(rows, search)
+            if reach > len(lists):
+                lists = partition.nearest(search.vector, reach)
+            rows = self._qualifying_in(lists[seen:reach], search)
+            least = float(scores.min()) if len(best) >= search.top_k else search.least
+            near, their_scores = self._nearest(rows, search, least)
             before = best
             best, scores = _best_of(
                 np.concatenate([best, near]), np.concatenate([scores, their_scores]), search.top_k
@@ -653,37 +654,37 @@ class HnswIndex:
             is_settled = scanned >= enough and (stops or np.array_equal(best, before))
             scanned += len(rows)
             seen, reach = reach, planner.more_lists(reach)
-        plan = plan._replace(
-            strategy="scan", qualifying=None if seen < len(partition) else scanned, scanned=scanned
-        )
+        qualifying = None if seen < len(partition) else scanned
+        plan = plan._replace(qualifying=qualifying, scanned=scanned)
         return self._matches(best, scores, search), plan
 
-    def _rows_in(self, lists: Rows, few: Rows | None) -> Rows:
-        """Rows in some lists, ascending: all of them, or those of a few."""
-        chosen = np.zeros(len(self._list_starts) - 1, bool)
-        chosen[lists] = True
-        if few is not None:
-            return np.sort(few[chosen[self._lists[few]]])
-        lists = np.flatnonzero(chosen)
-        rows = rows_between(self._list_starts[lists], self._list_starts[lists + 1])
+    def _qualifying_in(self, lists: Rows, search: _Search) -> Rows:
+        """Rows of users in some lists who qualify, ascending."""
+        lists = np.sort(lists)
+        rows = search.qualifying.between(self._list_starts[lists], self._list_starts[lists + 1])
         unsorted = self._lists[self._sorted_rows : len(self._users)]
         if len(unsorted):
-            rows = np.append(rows, np.flatnonzero(chosen[unsorted]) + self._sorted_rows)
-        return rows
+            chosen = np.zeros(len(self._list_starts) - 1, bool)
+            chosen[lists] = True
+            others = np.flatnonzero(chosen[unsorted]) + self._sorted_rows
+            rows = np.append(rows, others[search.qualifying.places(others)])
+        return _without(rows, search.excluded)
 
     def _best(self, rows: Rows, search: _Search) -> list[Match]:
         """The best of some rows, ascending."""
-        return self._matches(*self._nearest(rows, search), search)
+        return self._matches(*self._nearest(rows, search, search.least), search)
 
-    def _nearest(self, rows: Rows, search: _Search) -> tuple[Rows, Scores]:
-        """Of some rows, ascending, the nearest ``top_k``, with ties; and their scores."""
+    def _nearest(self, rows: Rows, search: _Search, least: float) -> tuple[Rows, Scores]:
+        """Of some rows, ascending, the nearest ``top_k``, with ties; and their scores.
+
+        Those whose score is below ``least`` may be missing.
+        """
         if len(rows) > search.top_k:
-            rows = self._vectors.shortlist(rows, search.vector, search.top_k)
+            rows = self._vectors.shortlist(rows, search.vector, search.top_k, least)
         return _best_of(rows, self._vectors.scores(rows, search.vector), search.top_k)
 
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
-        """The best of some rows whose scores are known."""
-        rows, scores = _best_of(rows, scores, search.top_k)
+        """The best of a few rows whose scores are known."""
         users = self._users
         matches = [
             Match(str(users[row]), min(max(score, -1.0), 1.0))

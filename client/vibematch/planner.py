@@ -45,15 +45,15 @@ _MOST_LISTS: Final = 1 / 8
 
 # Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
 # ratios matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 135.0
-_GRAPH_US_PER_USER: Final = 0.31
+_GRAPH_US: Final = 170.0
+_GRAPH_US_PER_USER: Final = 0.23
 _GRAPH_US_OF_FILTER: Final = 50.0
 _GRAPH_US_OF_RISK: Final = 50.0  # not fitted: that of too few who are left, if none near were tried
-_SCAN_US: Final = 45.0
-_SCAN_US_PER_CONDITION: Final = 10.0
-_SCAN_US_PER_ROW: Final = 0.0007
-_SCAN_US_PER_QUALIFYING: Final = 0.02
-_SCAN_US_OF_LISTS: Final = 250.0
+_SCAN_US: Final = 60.0
+_SCAN_US_PER_CONDITION: Final = 6.0
+_SCAN_US_PER_ROW: Final = 0.0008
+_SCAN_US_PER_QUALIFYING: Final = 0.016
+_SCAN_US_OF_LISTS: Final = 60.0
 _DIM: Final = 256
 _CACHE_BYTES: Final = 16e6
 _BEYOND_CACHE: Final = 0.4
@@ -185,7 +185,7 @@ def scan_us(
     """Expected microseconds of a scan.
 
     Args:
-        tried: on how many users the conditions are tried.
+        tried: on how many users the first condition is tried; the next ones on whom it left.
         compared: how many of these qualify.
         conditions: how many conditions there are.
         cost: :func:`vector_cost`.
@@ -194,7 +194,8 @@ def scan_us(
     return (
         _SCAN_US
         + _SCAN_US_OF_LISTS * by_lists
-        + (_SCAN_US_PER_CONDITION + _SCAN_US_PER_ROW * tried) * (1 + conditions)
+        + _SCAN_US_PER_CONDITION * conditions
+        + _SCAN_US_PER_ROW * tried * (conditions > 0)
         + _SCAN_US_PER_QUALIFYING * compared * cost
     )
 

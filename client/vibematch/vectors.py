@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
@@ -9,13 +10,7 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-try:
-    import vibematch._scan as _scan
-except ModuleNotFoundError as error:
-    raise ImportError(
-        "this vibematch was installed without a C compiler or Python's headers: it encodes photos "
-        "and has no index. Install them, then vibematch again"
-    ) from error
+from vibematch import scan
 
 Vector: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -78,13 +73,6 @@ def vector_keys(vectors: Vector) -> npt.NDArray[np.uint32]:
     return keys
 
 
-def rows_between(starts: Rows, ends: Rows) -> Rows:
-    """All rows in some stretches, ``[starts[i], ends[i])``, one stretch after the other."""
-    rows = np.empty(int((ends - starts).sum()), np.intp)
-    _scan.count_up(starts, ends, rows)
-    return rows
-
-
 class Coded(NamedTuple):
     """Vectors, and codes of one byte an element, of which a scan reads a quarter as much.
 
@@ -114,7 +102,7 @@ class Coded(NamedTuple):
     def of(cls, vectors: Vector) -> Coded:
         """Vectors, ``[n, dim]``, which are not copied, and their codes."""
         room = cls.empty(*vectors.shape)
-        error = _scan.encode(vectors, room.codes, room.scales)
+        error = scan.encode(vectors, room.codes, room.scales)
         return cls(vectors, room.codes, room.scales, error)
 
     def part(self, rows: slice) -> Coded:
@@ -157,7 +145,7 @@ class VectorRows:
             place, last = self._count - self._starts[-1], self._blocks[-1]
             room = last.part(slice(place, place + len(some)))
             room.vectors[:] = some
-            error = _scan.encode(room.vectors, room.codes, room.scales)
+            error = scan.encode(room.vectors, room.codes, room.scales)
             self._blocks[-1] = last._replace(error=max(last.error, error))
             self._count += len(some)
             vectors = vectors[len(some) :]
@@ -192,21 +180,21 @@ class VectorRows:
         """
         scores = np.empty(len(rows))
         for coded, start, part in self._parts(rows):
-            _scan.dots(coded.vectors, query, _counted_from(start, rows[part]), scores[part])
+            scan.dots(coded.vectors, query, _counted_from(start, rows[part]), scores[part])
         return scores
 
-    def shortlist(self, rows: Rows, query: Vector, count: int) -> Rows:
+    def shortlist(self, rows: Rows, query: Vector, count: int, least: float = -math.inf) -> Rows:
         """Those of the given rows, ascending, that may be among the nearest ``count``, with ties.
 
-        By their codes: it leaves out whose rough score is so far below the last of ``count`` that
-        the codes' error does not explain it.
+        By their codes: it leaves out whose rough score is so far below the last of ``count``, or
+        below ``least``, that the codes' error does not explain it.
         """
         near = []
         for coded, start, part in self._parts(rows):
             some = _counted_from(start, rows[part])
             found = np.empty_like(some)
-            kept = _scan.shortlist(
-                coded.codes, coded.scales, query, some, found, count, coded.error
+            kept = scan.shortlist(
+                coded.codes, coded.scales, query, some, found, count, least, coded.error
             )
             near.append(found[:kept] + start)
         return np.concatenate(near)

@@ -194,8 +194,7 @@ def test_a_graph_that_cannot_reach_enough_users_is_not_relied_on(
 def test_few_who_qualify_are_scanned_and_many_are_asked_of_the_graph(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)  # or it would take more users
+    monkeypatch.setattr(planner, "_SCAN_US_PER_QUALIFYING", 0.05)  # or it would take more users
     index, model = filled(12_000, dim=128)
     query = unit_rows(1, dim=128, seed=5)[0]
 
@@ -217,8 +216,7 @@ def test_few_who_qualify_are_scanned_and_many_are_asked_of_the_graph(
 def test_a_filter_that_leaves_out_the_style_asked_for_changes_the_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)
+    monkeypatch.setattr(planner, "_SCAN_US_PER_QUALIFYING", 0.05)
     centre = unit_rows(1, dim=256, seed=9)[0]
     near = centre + 0.05 * unit_rows(3_000, dim=256, seed=1)
     vectors = np.concatenate([near, unit_rows(9_000, dim=256, seed=2)]).astype(np.float32)
@@ -619,10 +617,10 @@ def test_snapshot_format_is_as_documented(tmp_path: Path) -> None:
         (10_000, 0.5, "scan"),
         (25_000, 0.9, "graph"),
         (200_000, 0.01, "scan"),
-        (200_000, 0.1, "graph"),
+        (200_000, 0.05, "scan"),
         (200_000, 0.5, "graph"),
         (1_000_000, 0.01, "scan"),
-        (1_000_000, 0.1, "graph"),
+        (1_000_000, 0.05, "scan"),
         (1_000_000, 0.5, "graph"),
     ],
 )

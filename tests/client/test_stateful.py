@@ -98,19 +98,24 @@ def test_columns_select_whom_a_loop_selects(
         for row, (attributes, preferences) in rows.items()
     }
     qualifying = [place for place, row in enumerate(sorted(rows)) if expected[row]]
-    assert columns.selector(wanted)(slice(0, len(rows))).tolist() == qualifying
-    chosen = columns.selector(wanted)(np.array(some, np.intp))
+    alive = np.ones(len(rows), bool)
+    alive[data.draw(st.sampled_from(sorted(rows)))] = data.draw(st.booleans())
+    starts, ends = np.array([0, 0, len(rows) // 2]), np.array([0, len(rows) // 2, len(rows)])
+    assert columns.selector(wanted).between(starts, ends).tolist() == qualifying
+    living = [row for row in qualifying if alive[row]]
+    assert columns.selector(wanted, alive).between(starts, ends).tolist() == living
+    chosen = columns.selector(wanted).places(np.array(some, np.intp))
     assert chosen.tolist() == [place for place, row in enumerate(some) if expected[row]]
-    taken = columns.take(np.array(some, np.intp)).selector(wanted)(slice(0, len(some)))
-    assert taken.tolist() == chosen.tolist()
+    taken = columns.take(np.array(some, np.intp)).selector(wanted)
+    assert taken.between(np.array([0]), np.array([len(some)])).tolist() == chosen.tolist()
 
 
 def test_columns_grow_past_their_first_size() -> None:
     columns = Columns()
     for row in range(5_000):
         columns.put(row, {"number": row, "even": row % 2 == 0}, {"number": (row, row + 1)})
-    selected = columns.selector(Filter([("even", True)], {"number": 4_000}))(slice(0, 5_000))
-    assert selected.tolist() == [4_000]
+    selector = columns.selector(Filter([("even", True)], {"number": 4_000}))
+    assert selector.between(np.array([0]), np.array([5_000])).tolist() == [4_000]
 
 
 # --- the whole engine

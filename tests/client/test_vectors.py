@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vibematch import _scan
-from vibematch.vectors import Coded, Partition, VectorRows, rows_between
+from vibematch.vectors import Coded, Partition, VectorRows
 
 SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -105,60 +104,3 @@ def test_the_nearest_lists_come_first(rng: np.random.Generator, count: int) -> N
     nearest = partition.nearest(query, count)
     assert scores[nearest] == pytest.approx(np.sort(scores)[::-1][:count], abs=1e-12)
     assert nearest.tolist() == partition.nearest(query, 80)[:count].tolist()
-
-
-def test_rows_between() -> None:
-    starts, ends = np.array([3, 9, 0]), np.array([5, 9, 2])
-    assert rows_between(starts, ends).tolist() == [3, 4, 0, 1]
-    assert rows_between(starts[:0], ends[:0]).tolist() == []
-
-
-FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
-ROWS = np.arange(3)
-
-
-@pytest.mark.parametrize("row", [-1, 4, 2**63 - 1, -(2**63)])
-def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
-    rows = np.array([0, row, 1])
-    with pytest.raises(IndexError, match="no such row"):
-        _scan.dots(FLOATS, FLOATS[0], rows, np.empty(3))
-    with pytest.raises(IndexError, match="no such row"):
-        _scan.shortlist(CODES, FLOATS[:, 0].copy(), FLOATS[0], rows, np.empty_like(rows), 1, 0.0)
-
-
-def test_arrays_that_do_not_fit_together_are_refused() -> None:
-    scales, found, scores = np.ones(4, np.float32), np.empty(3, np.intp), np.empty(3)
-    for vectors, query, out in (
-        (FLOATS, FLOATS[0, :7].copy(), scores),
-        (FLOATS, FLOATS[0], scores[:2]),
-        (FLOATS.astype(np.float64), FLOATS[0], scores),
-        (FLOATS[0], FLOATS[0], scores),
-        (FLOATS, FLOATS[0], scores.astype(np.float32)),
-        (FLOATS.astype(np.int32), FLOATS[0], scores),
-        (FLOATS.astype(">f4"), FLOATS[0], scores),
-    ):
-        with pytest.raises(ValueError, match=r"differ in length|another type or shape"):
-            _scan.dots(vectors, query, ROWS, out)
-    for codes, some_scales, wanted, out in (
-        (CODES, scales[:3], 1, found),
-        (CODES[:, :7].copy(), scales, 1, found),
-        (CODES, scales, 0, found),
-        (CODES, scales, 1, found[:2]),
-        (FLOATS, scales, 1, found),
-    ):
-        with pytest.raises(ValueError, match=r"differ in length|another type or shape"):
-            _scan.shortlist(codes, some_scales, FLOATS[0], ROWS, out, wanted, 0.0)
-    with pytest.raises(ValueError, match="differ in length"):
-        _scan.encode(FLOATS, CODES[:3].copy(), scales)
-    with pytest.raises(ValueError, match="contiguous"):
-        _scan.dots(np.asfortranarray(FLOATS), FLOATS[0], ROWS, scores)
-    for starts, ends, count in (([0], [2], 1), ([0], [2], 3), ([2], [0], 0), ([0], [1, 2], 3)):
-        with pytest.raises(ValueError, match="differ in length"):
-            _scan.count_up(np.array(starts), np.array(ends), np.empty(count, np.intp))
-
-
-def test_nothing_is_written_that_may_not_be() -> None:
-    scores = np.empty(3)
-    scores.flags.writeable = False
-    with pytest.raises((ValueError, BufferError), match=r"read-only|not writable"):
-        _scan.dots(FLOATS, FLOATS[0], ROWS, scores)

@@ -1,0 +1,170 @@
+"""What the compiled loops make of right and wrong arguments; vectors and filters test the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vibematch import _scan
+
+SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+KINDS = st.lists(st.sampled_from(["mask", "codes", "bounds", "codes or numbers"]), max_size=4)
+Condition = tuple[Any, ...]
+
+
+def condition(kind: str, rng: np.random.Generator, rows: int) -> tuple[Condition, np.ndarray]:
+    """Of a kind, and which rows meet it."""
+    numbers = rng.integers(0, 20, rows).astype(float)
+    numbers[rng.random(rows) < 0.2] = np.nan
+    codes = rng.integers(0, 9, rows).astype(np.int32)
+    allowed = rng.random(9) < 0.3
+    if kind == "mask":
+        mask = rng.random(rows) < rng.choice([0.01, 0.5, 1.0])
+        return (mask,), mask
+    if kind == "bounds":
+        least, most = sorted(rng.integers(-1, 21, 2).tolist())
+        return (numbers, least, most), (numbers >= least) & (numbers <= most)
+    if kind == "codes":
+        return (codes, allowed), allowed[codes]
+    amounts = np.unique(rng.integers(0, 20, rng.integers(0, 6)).astype(float))
+    return (codes, allowed, numbers, amounts), allowed[codes] | np.isin(numbers, amounts)
+
+
+@given(SOME, KINDS, st.integers(0, 2_000))
+def test_whoever_meets_all_conditions_is_selected(
+    rng: np.random.Generator, kinds: list[str], rows: int
+) -> None:
+    made = [condition(kind, rng, rows) for kind in kinds]
+    conditions = [each for each, _ in made]
+    meet = np.logical_and.reduce([np.ones(rows, bool), *(mask for _, mask in made)])
+    some = rng.integers(0, rows, rng.integers(0, 50)) if rows else np.empty(0, np.intp)
+    places = np.empty_like(some)
+    kept = _scan.select(conditions, some, places)
+    assert places[:kept].tolist() == np.flatnonzero(meet[some]).tolist()
+    bounds = np.sort(rng.integers(0, rows + 1, 6))
+    starts, ends = bounds[::2].copy(), bounds[1::2].copy()
+    found = np.empty((ends - starts).sum(), np.intp)
+    kept = _scan.select_between(conditions, starts, ends, found)
+    expected = [
+        row
+        for start, end in zip(starts, ends, strict=True)
+        for row in range(start, end)
+        if meet[row]
+    ]
+    assert found[:kept].tolist() == expected
+
+
+@given(SOME, st.integers(1, 1_000))
+def test_rows_are_put_in_order(rng: np.random.Generator, end: int) -> None:
+    rows = rng.integers(0, end, rng.integers(0, 300))
+    expected = np.unique(rows).tolist()
+    assert rows[: _scan.ascending(rows, end)].tolist() == expected
+
+
+FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
+SCALES = np.ones(4, np.float32)
+ROWS = np.arange(3)
+YES = np.ones(4, bool)
+NUMBERS, VALUES = np.ones(4), np.ones(4, np.int32)
+
+
+@pytest.mark.parametrize("row", [-1, 4, 2**63 - 1, -(2**63)])
+def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
+    rows = np.array([0, row, 1])
+    for ask in (
+        lambda: _scan.dots(FLOATS, FLOATS[0], rows, np.empty(3)),
+        lambda: _scan.shortlist(CODES, SCALES, FLOATS[0], rows, rows.copy(), 1, -1, 0),
+        lambda: _scan.select([(YES,)], rows, rows.copy()),
+        lambda: _scan.select([(np.ones(9, bool),), (NUMBERS, 0, 1)], rows, rows.copy()),
+        lambda: _scan.ascending(rows.copy(), 4),
+    ):
+        with pytest.raises(IndexError, match="no such row"):
+            ask()
+
+
+def test_codes_beyond_their_table_are_not_allowed() -> None:
+    codes = np.array([-1, 2, 1, 2**31 - 1, -(2**31)], np.int32)
+    rows, places = np.arange(5), np.empty(5, np.intp)
+    assert _scan.select([(codes, np.ones(2, bool))], rows, places) == 1
+    assert places[0] == 2
+
+
+def with_arguments(call: Callable[..., Any], *given: tuple[Any, ...]) -> list[Callable[[], Any]]:
+    return [lambda arguments=arguments: call(*arguments) for arguments in given]
+
+
+OUT, SCORES = np.empty(3, np.intp), np.empty(3)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *with_arguments(
+            _scan.dots,
+            (FLOATS, FLOATS[0, :7].copy(), ROWS, SCORES),
+            (FLOATS, FLOATS[0], ROWS, SCORES[:2]),
+            (FLOATS.astype(np.float64), FLOATS[0], ROWS, SCORES),
+            (FLOATS[0], FLOATS[0], ROWS, SCORES),
+            (FLOATS, FLOATS[0], ROWS, SCORES.astype(np.float32)),
+            (FLOATS.astype(np.int32), FLOATS[0], ROWS, SCORES),
+            (FLOATS.astype(">f4"), FLOATS[0], ROWS, SCORES),
+            (np.asfortranarray(FLOATS), FLOATS[0], ROWS, SCORES),
+        ),
+        *with_arguments(
+            _scan.shortlist,
+            (CODES, SCALES[:3], FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
+            (CODES[:, :7].copy(), SCALES, FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
+            (CODES, SCALES, FLOATS[0], ROWS, OUT, 0, -1.0, 0.0),
+            (CODES, SCALES, FLOATS[0], ROWS, OUT[:2], 1, -1.0, 0.0),
+            (FLOATS, SCALES, FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
+        ),
+        *with_arguments(_scan.encode, (FLOATS, CODES[:3].copy(), SCALES.copy())),
+        *with_arguments(
+            _scan.select,
+            ([(YES,)], ROWS, OUT[:2]),
+            ([(YES,), ()], ROWS, OUT),
+            ([(YES,), (VALUES, YES, NUMBERS, NUMBERS, NUMBERS)], ROWS, OUT),
+            ([YES], ROWS, OUT),
+            ([(NUMBERS,)], ROWS, OUT),
+            ([(VALUES.astype(np.int64), YES)], ROWS, OUT),
+            ([(VALUES, YES, VALUES, NUMBERS)], ROWS, OUT),
+            ([(VALUES, 0, 1)], ROWS, OUT),
+        ),
+        *with_arguments(
+            _scan.select_between,
+            ([], np.array([0]), np.array([3]), np.empty(2, np.intp)),
+            ([], np.array([2]), np.array([0]), OUT),
+            ([], np.array([-1]), np.array([1]), OUT),
+            ([], np.array([0]), np.array([1, 2]), OUT),
+            ([(YES,)], np.array([3]), np.array([5]), OUT),
+            ([], np.array([0, -(2**63)]), np.array([0, 2**63 - 1]), OUT),
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(ask: Callable[[], Any]) -> None:
+    message = "differ in length|another type or shape|contiguous|one to four parts|no room|no such"
+    with pytest.raises(ValueError, match=message):
+        ask()
+
+
+def test_conditions_that_are_none_are_refused() -> None:
+    for conditions in (((YES,),), None, [(NUMBERS, "a", 1)], [(NUMBERS, 0, None)]):
+        with pytest.raises(TypeError, match=r"real number|must be list"):
+            _scan.select(conditions, ROWS, OUT)  # type: ignore[arg-type]
+
+
+def test_nothing_is_written_that_may_not_be() -> None:
+    scores, rows = np.empty(3), np.arange(3)
+    scores.flags.writeable = rows.flags.writeable = False
+    for ask in (
+        lambda: _scan.dots(FLOATS, FLOATS[0], ROWS, scores),
+        lambda: _scan.select([(YES,)], ROWS, rows),
+        lambda: _scan.ascending(rows, 4),
+    ):
+        with pytest.raises((ValueError, BufferError), match=r"read-only|not writable"):
+            ask()
