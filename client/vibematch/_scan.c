@@ -182,7 +182,7 @@ static int open_arrays(Array *arrays, int count)
         if (!kind || !kind[0] || kind[1] || !strchr(array->kinds, kind[0]) ||
             array->buffer.ndim != array->dimensions) {
             PyBuffer_Release(&array->buffer);
-            PyErr_Format(PyExc_ValueError, "argument %d has another type or shape", opened);
+            PyErr_Format(PyExc_ValueError, "array %d has another type or shape", opened);
             break;
         }
     }
@@ -201,7 +201,7 @@ static void close_arrays(Array *arrays, int count)
 
 static int are_within(const int64_t *rows, Py_ssize_t count, Py_ssize_t end)
 {
-    int is_outside = 0;
+    int is_outside = end < 0;
     for (Py_ssize_t i = 0; i < count; i++)
         is_outside |= (uint64_t)rows[i] >= (uint64_t)end; /* below 0, it is very large */
     return !is_outside;
@@ -340,7 +340,7 @@ INLINE int is_among(double number, const double *ascending, Py_ssize_t count)
 INLINE int is_met(const Test *test, int parts, int64_t row)
 {
     if (parts == MASK)
-        return test->allowed[row];
+        return test->allowed[row] != 0;
     if (parts == BOUNDS)
         return (test->numbers[row] >= test->least) & (test->numbers[row] <= test->most);
     size_t code = (size_t)test->codes[row]; /* below 0, it is very large */
@@ -426,7 +426,8 @@ static int open_test(PyObject *condition, Test *test)
                                   .dimensions = 1};
     if (test->parts == BOUNDS) {
         test->least = PyFloat_AsDouble(PyTuple_GetItem(condition, 1));
-        test->most = PyFloat_AsDouble(PyTuple_GetItem(condition, 2));
+        if (!PyErr_Occurred())
+            test->most = PyFloat_AsDouble(PyTuple_GetItem(condition, 2));
         if (PyErr_Occurred())
             return -1;
     }
@@ -452,7 +453,7 @@ static void close_tests(Test *tests, Py_ssize_t count)
     free(tests);
 }
 
-/* The tests that a list of conditions asks for; so many rows at most are in each of the columns. */
+/* The tests that a list of conditions asks for; lowers the rows to those of the shortest column. */
 static Test *open_tests(PyObject *conditions, Py_ssize_t *count, Py_ssize_t *rows)
 {
     *count = PyList_Size(conditions);
@@ -524,14 +525,14 @@ static PyObject *select_between(PyObject *self, PyObject *arguments)
                    ends[i] - starts[i] <= room; i++)
                 room -= ends[i] - starts[i];
         if (i < count || a[1].buffer.shape[0] != count) {
-            PyErr_SetString(PyExc_ValueError, "there are no such rows, or no room for them");
+            PyErr_SetString(PyExc_ValueError, "no such stretches, or no room for their rows");
         } else {
             Py_ssize_t kept = 0;
             Py_BEGIN_ALLOW_THREADS
             for (i = 0; i < count; i++)
-                for (int64_t first = starts[i]; first < ends[i]; first += AT_ONCE) {
-                    Py_ssize_t some = LESSER(ends[i] - first, AT_ONCE);
-                    some = find(tests, test_count, first, some, found + kept);
+                for (int64_t seen = 0; seen < ends[i] - starts[i]; seen += AT_ONCE) {
+                    Py_ssize_t some = LESSER(ends[i] - starts[i] - seen, AT_ONCE);
+                    some = find(tests, test_count, starts[i] + seen, some, found + kept);
                     kept += test_count ? keep(tests + 1, test_count - 1, NULL, found + kept, some)
                                        : some;
                 }

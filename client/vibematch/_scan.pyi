@@ -38,6 +38,8 @@ def dots(
     scores: npt.NDArray[np.float64],
     /,
 ) -> None: ...
+
+# What is written must not overlap with what is read.
 def select(
     conditions: list[Condition], rows: npt.NDArray[np.intp], places: npt.NDArray[np.intp], /
 ) -> int: ...

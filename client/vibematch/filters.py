@@ -2,7 +2,7 @@
 
 A search has to ask "who of these is M, 25 to 35, and looks for someone like me?" of some hundred
 users, or of all of them, in a fraction of a millisecond. So each attribute is an array with one
-element per row of the index, and a condition is a comparison of arrays.
+element per row of the index, in which compiled loops look (``_scan.c``).
 """
 
 from __future__ import annotations
@@ -112,20 +112,18 @@ class Columns:
         for attribute in self._attributes.values():
             attribute.keep_sorted(count)
 
-    def narrowed(self, wanted: Filter) -> Rows | None:
-        """A few rows, ascending, among which all are that qualify.
+    def narrowed(self, wanted: Filter) -> Few | None:
+        """A few rows among which all are that qualify.
 
         ``None`` where no condition is known to be met by a few only.
         """
-        fewest: Rows | None = None
+        fewest: Few | None = None
         for name, condition in wanted.where:
             attribute = self._attributes.get(name)
-            rows = None if attribute is None else attribute.narrowed(condition)
-            if rows is not None and (fewest is None or len(rows) < len(fewest)):
-                fewest = rows
-        if fewest is None:
-            return None
-        return fewest[: scan.ascending(fewest, self._capacity)]
+            few = None if attribute is None else attribute.narrowed(condition)
+            if few is not None and (fewest is None or len(few) < len(fewest)):
+                fewest = few
+        return fewest
 
     def selector(self, wanted: Filter, alive: Mask | None = None) -> Selector:
         """What tells who meets a filter, for as long as nothing is put.
@@ -149,6 +147,30 @@ class Columns:
         if wanted.accepted_by is not None:
             for name, preference in self._preferences.items():
                 yield from preference.tests(wanted.accepted_by.get(name))
+
+
+class Few:
+    """A few rows, found but not put together yet; some may be there more than once.
+
+    Args:
+        parts: the rows, integers of any kind.
+    """
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        self._parts = parts
+        self._count = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def every(self, step: int) -> Rows:
+        """One in so many of them, in no order."""
+        return np.concatenate([part[::step] for part in self._parts], dtype=np.intp)
+
+    def rows(self, end: int) -> Rows:
+        """All of them, ascending and once; they are below ``end``."""
+        rows = self.every(1)
+        return rows[: scan.ascending(rows, end)]
 
 
 class Selector:
@@ -185,7 +207,7 @@ def accepts(condition: Condition, value: Value | None) -> bool:
 
 
 def _as_float(number: float) -> float:
-    return float(as_bound(number))  # NumPy would compare with larger integers one by one
+    return float(as_bound(number))  # which larger integers cannot be
 
 
 def _choices(condition: Condition) -> frozenset[Value | None]:
@@ -259,8 +281,8 @@ class _Attribute:
         )
         self._changed = set()  # read first: a search in between sees too many rows, not too few
 
-    def narrowed(self, condition: Condition) -> Rows | None:
-        """Rows that may meet a condition, some more than once; ``None`` if these are many."""
+    def narrowed(self, condition: Condition) -> Few | None:
+        """Rows that may meet a condition, ``None`` if these are many."""
         changed = self._changed
         lookup = self._lookup
         if lookup is None:
@@ -277,7 +299,7 @@ class _Attribute:
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
         unsorted = np.arange(lookup.rows, self._count)
-        return np.concatenate([*found, np.fromiter(changed, np.intp), unsorted], dtype=np.intp)
+        return Few([*found, np.fromiter(changed, np.intp), unsorted])
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)

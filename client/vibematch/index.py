@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch import planner
-from vibematch.filters import Columns, Filter, Mask, Selector
+from vibematch.filters import Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
@@ -103,8 +103,8 @@ class _Search(NamedTuple):
         top_k: how many users to return, at most.
         least: the least score of a match.
         conditions: how many conditions the filter has; none: everybody qualifies.
-        qualifying: tells who meets the filter.
-        few: rows, ascending, among which all are that meet the filter; ``None``: these are many.
+        qualifying: tells who meets the filter, and is not gone.
+        few: rows among which all are that meet the filter; ``None``: these are many.
         excluded: rows to leave out.
     """
 
@@ -113,7 +113,7 @@ class _Search(NamedTuple):
     least: float
     conditions: int
     qualifying: Selector
-    few: Rows | None
+    few: Few | None
     excluded: Rows
 
 
@@ -530,15 +530,15 @@ class HnswIndex:
         plan = Plan(
             "scan",
             users,
-            round(share * users),
-            planner.graph_us(
+            estimated_qualifying=round(share * users),
+            graph_us=planner.graph_us(
                 fetch,
                 users,
                 cost,
                 is_filtered=search.conditions > 0,
                 is_near_known=partition is not None,
             ),
-            self._scan_us(search, partition, share, cost),
+            scan_us=self._scan_us(search, partition, share, cost),
         )
         if plan.graph_us <= plan.scan_us:
             plan = plan._replace(fetched=fetch)
@@ -554,13 +554,16 @@ class HnswIndex:
         self, search: _Search, partition: Partition | None, share: float, cost: float
     ) -> float:
         """What a scan is expected to take, of all users or of those in the nearest lists."""
-        users, part = len(self._rows), 1.0
-        tried = users if search.few is None else len(search.few)
+        tried: float = len(self._rows)
+        compared = share * tried
         if partition is not None:
-            part = planner.part_looked_into(len(partition), share * users, search.top_k)
+            part = planner.part_looked_into(len(partition), compared, search.top_k)
+            tried, compared = part * tried, part * compared
+        elif search.few is not None:
+            tried = len(search.few)
         return planner.scan_us(
-            part * tried,
-            part * share * users,
+            tried,
+            compared,
             search.conditions,
             cost,
             by_lists=partition is not None,
@@ -573,7 +576,7 @@ class HnswIndex:
             return 1.0
         among = len(self._users) if few is None else len(few)
         step = max(among // planner.SAMPLE, 1)
-        sample = np.arange(0, among, step) if few is None else np.ascontiguousarray(few[::step])
+        sample = np.arange(0, among, step) if few is None else few.every(step)
         qualifying = len(search.qualifying.places(sample)) * among / max(len(sample), 1)
         return min(max(qualifying, 0.5), users) / users
 
@@ -604,7 +607,7 @@ class HnswIndex:
             keep = np.isin(rows, search.excluded, invert=True)
             rows, scores = rows[keep], scores[keep]
         if complete or len(rows) >= search.top_k:
-            return self._matches(*_best_of(rows, scores, search.top_k), search)
+            return self._matches(rows, scores, search)
         return None
 
     def _with_twins(self, rows: Rows, scores: Scores, vector: Vector) -> tuple[Rows, Scores]:
@@ -620,7 +623,8 @@ class HnswIndex:
             everybody = np.array([0, len(self._users)])
             rows = search.qualifying.between(everybody[:1], everybody[1:])
         else:
-            rows = search.few[search.qualifying.places(search.few)]
+            few = search.few.rows(len(self._users))
+            rows = few[search.qualifying.places(few)]
         return _without(rows, search.excluded)
 
     def _scan_lists(
@@ -636,22 +640,25 @@ class HnswIndex:
             plan: what there is to say so far.
         """
         enough = planner.compared_at_least(search.top_k)
-        best, scores = _NO_ROWS, np.empty(0)
+        best, scores, least = _NO_ROWS, np.empty(0), -math.inf
         seen, scanned, is_settled = 0, 0, False
         reach = planner.first_lists(len(partition), share * len(self._rows), search.top_k)
         while seen < len(partition) and not is_settled:
             if reach > len(lists):
                 lists = partition.nearest(search.vector, reach)
             rows = self._qualifying_in(lists[seen:reach], search)
-            least = float(scores.min()) if len(best) >= search.top_k else search.least
             near, their_scores = self._nearest(rows, search, least)
-            before = best
-            best, scores = _best_of(
-                np.concatenate([best, near]), np.concatenate([scores, their_scores]), search.top_k
-            )
-            # To compare all of a few who are known takes no time that would be worth a stop.
+            if len(near):
+                best, scores = _best_of(
+                    np.concatenate([best, near]),
+                    np.concatenate([scores, their_scores]),
+                    search.top_k,
+                )
+                if len(best) >= search.top_k:
+                    least = float(scores.min())
+            # To compare all of a few takes no time that would be worth a stop.
             stops = search.few is None and planner.are_enough_lists(reach, len(partition))
-            is_settled = scanned >= enough and (stops or np.array_equal(best, before))
+            is_settled = scanned >= enough and (stops or not len(near))
             scanned += len(rows)
             seen, reach = reach, planner.more_lists(reach)
         qualifying = None if seen < len(partition) else scanned
@@ -675,16 +682,19 @@ class HnswIndex:
         return self._matches(*self._nearest(rows, search, search.least), search)
 
     def _nearest(self, rows: Rows, search: _Search, least: float) -> tuple[Rows, Scores]:
-        """Of some rows, ascending, the nearest ``top_k``, with ties; and their scores.
+        """Of some rows, ascending, those whose score is no less, and that score.
 
-        Those whose score is below ``least`` may be missing.
+        The nearest ``top_k``, that is, with ties; some that are not may be among them.
         """
         if len(rows) > search.top_k:
             rows = self._vectors.shortlist(rows, search.vector, search.top_k, least)
-        return _best_of(rows, self._vectors.scores(rows, search.vector), search.top_k)
+        scores = self._vectors.scores(rows, search.vector)
+        keep = scores >= least - _ROUNDING
+        return rows[keep], scores[keep]
 
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
-        """The best of a few rows whose scores are known."""
+        """The best of some rows whose scores are known."""
+        rows, scores = _best_of(rows, scores, search.top_k)
         users = self._users
         matches = [
             Match(str(users[row]), min(max(score, -1.0), 1.0))

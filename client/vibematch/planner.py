@@ -45,7 +45,7 @@ _MOST_LISTS: Final = 1 / 8
 
 # Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
 # ratios matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 170.0
+_GRAPH_US: Final = 200.0
 _GRAPH_US_PER_USER: Final = 0.23
 _GRAPH_US_OF_FILTER: Final = 50.0
 _GRAPH_US_OF_RISK: Final = 50.0  # not fitted: that of too few who are left, if none near were tried

@@ -189,15 +189,16 @@ class VectorRows:
         By their codes: it leaves out whose rough score is so far below the last of ``count``, or
         below ``least``, that the codes' error does not explain it.
         """
-        near = []
+        found, kept = np.empty_like(rows), 0
         for coded, start, part in self._parts(rows):
             some = _counted_from(start, rows[part])
-            found = np.empty_like(some)
-            kept = scan.shortlist(
-                coded.codes, coded.scales, query, some, found, count, least, coded.error
+            room = found[kept : kept + len(some)]
+            more = scan.shortlist(
+                coded.codes, coded.scales, query, some, room, count, least, coded.error
             )
-            near.append(found[:kept] + start)
-        return np.concatenate(near)
+            room[:more] += start
+            kept += more
+        return found[:kept]
 
     def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:
         """Each block, its first row, and which of some rows, ascending, are in it."""

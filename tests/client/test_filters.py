@@ -58,8 +58,11 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
     assert selected(columns, wanted, len(known)) == expected
     narrowed = columns.narrowed(wanted)
     if narrowed is not None:
-        assert (np.diff(narrowed) > 0).all()
-        assert narrowed[columns.selector(wanted).places(narrowed)].tolist() == expected
+        rows = narrowed.rows(len(known))
+        assert (np.diff(rows) > 0).all()
+        assert rows[columns.selector(wanted).places(rows)].tolist() == expected
+        assert set(narrowed.every(2).tolist()) <= set(rows.tolist())
+        assert len(rows) <= len(narrowed) == len(narrowed.every(1))
 
 
 def test_a_selective_condition_is_looked_up() -> None:
@@ -82,7 +85,7 @@ def test_a_selective_condition_is_looked_up() -> None:
     columns.put(3, {"city": "c7"}, {})
     narrowed = columns.narrowed(Filter([("city", "c7")]))
     assert narrowed is not None
-    assert {3, 7, 10_000} <= set(narrowed.tolist())
+    assert {3, 7, 10_000} <= set(narrowed.rows(10_001).tolist())
 
 
 def test_an_attribute_that_always_changes_takes_no_more_memory() -> None:

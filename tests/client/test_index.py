@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -84,6 +85,12 @@ def assert_as_good(found: list[Match], expected: list[Match]) -> None:
     assert [m.score for m in found] == pytest.approx([m.score for m in expected], abs=1e-6)
 
 
+@pytest.fixture
+def graph_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph is asked wherever it can be, however quick a scan is."""
+    monkeypatch.setattr(planner, "scan_us", lambda *_, **__: math.inf)
+
+
 # A few users and directions only, so that updates, deletions and ties are frequent.
 users = st.integers(0, 11)
 directions = st.integers(0, 9).map(lambda seed: unit_rows(1, seed=seed)[0])
@@ -115,6 +122,8 @@ def test_like_brute_force_after_any_history(exact_up_to: int, steps: list, query
     exclude = [f"u{number}" for number in others]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner, "EXACT_UP_TO", exact_up_to)
+        if not exact_up_to:
+            patch.setattr(planner, "scan_us", lambda *_, **__: math.inf)
         found = search(index, vector, top_k, exclude)
     expected = brute_force(model, vector, top_k, exclude)
     (assert_same if exact_up_to else assert_as_good)(found, expected)
@@ -137,6 +146,7 @@ def test_ties_are_in_the_order_of_user_ids() -> None:
     assert len({match.score for match in found}) == 1
 
 
+@pytest.mark.usefixtures("graph_first")
 def test_graph_finds_what_brute_force_finds_also_after_churn() -> None:
     index, model = filled(4_000, dim=32)
     everyone = list(model)
@@ -155,7 +165,8 @@ def test_graph_finds_what_brute_force_finds_also_after_churn() -> None:
     for searched in (index, compact):
         hits = 0
         for query in unit_rows(100, dim=32, seed=2):
-            found = search(searched, query, 10)
+            found, plan = searched.search(Question(query, 10))
+            assert plan.strategy == "graph"
             assert len(found) == 10
             hits += len(set(names(found)) & set(names(brute_force(model, query, 10))))
         assert hits >= 980  # of 1,000: random vectors are the hardest case
@@ -174,6 +185,7 @@ def test_more_asked_than_there_are() -> None:
     assert search(HnswIndex(DIM), unit_rows(1)[0], 3) == []
 
 
+@pytest.mark.usefixtures("graph_first")
 def test_a_graph_that_cannot_reach_enough_users_is_not_relied_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,7 +197,28 @@ def test_a_graph_that_cannot_reach_enough_users_is_not_relied_on(
 
     monkeypatch.setattr(index, "_graph", Unreachable())
     query = unit_rows(1, seed=5)[0]
-    assert_same(search(index, query, 7), brute_force(model, query, 7))
+    found, plan = index.search(Question(query, 7))
+    assert plan.fetched is not None
+    assert plan.strategy == "scan"
+    assert_same(found, brute_force(model, query, 7))
+
+
+def test_who_is_gone_does_not_qualify() -> None:
+    """Also where rows are looked up, or are in several blocks of vectors."""
+    index, model = filled(5_000)
+    everyone = list(model)
+    delete(index, *everyone[::3])
+    moved = unit_rows(1_000, seed=3)
+    put(index, [row(n + 1, everyone[n], 2, age=n % 100) for n in range(1_000)], moved)
+    model.update(zip(everyone[:1_000], moved, strict=True))
+    left = {name: model[name] for name in index.users()}
+    assert len(left) < len(model)
+    for low, high in ((0, 0), (0, 40), (0, 99)):
+        theirs = {n: vector for n, vector in left.items() if low <= int(n[-5:]) % 100 <= high}
+        for query in unit_rows(5, seed=6):
+            question = Question(query, 20, Filter([("age", (low, high))]))
+            assert_same(index.search_exactly(question), brute_force(theirs, query, 20))
+            assert_same(index.search(question)[0], brute_force(theirs, query, 20))
 
 
 # --- plans
@@ -299,7 +332,8 @@ def test_only_a_scan_of_many_stops_before_it_is_settled(
 ) -> None:
     monkeypatch.setattr(planner, "COMPARED_AT_ONCE", 1_000)
     monkeypatch.setattr(planner, "are_enough_lists", lambda *_: True)
-    monkeypatch.setattr(np, "array_equal", lambda *_: False)  # more lists always change something
+    somebody = np.zeros(1, np.intp), np.ones(1)  # more lists always change something
+    monkeypatch.setattr(HnswIndex, "_nearest", lambda *_: somebody)
     _, plan = styles.index.search(
         Question(styles.vectors[0], 10, Filter([("style", list(range(high + 1)))]))
     )
@@ -394,13 +428,31 @@ def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.Monk
     assert hits >= 396
 
 
+@pytest.mark.usefixtures("graph_first")
 def test_min_score_ends_the_search_early() -> None:
     index, model = filled(3_000, dim=16)
     query = model["user_00007"]
     expected = [match for match in brute_force(model, query, 3_000) if match.score >= 0.6]
     found, _ = index.search(Question(query, 2_000, min_score=0.6))
     assert_same(found, expected)
-    assert search(index, query, 5, min_score=1.0) == [("user_00007", pytest.approx(1.0))]
+    found, plan = index.search(Question(query, 5, min_score=1.0))
+    assert found == [("user_00007", pytest.approx(1.0))]
+    assert plan.strategy == "graph"
+
+
+def test_a_min_score_loses_nobody_of_the_nearest_lists(styles: Styles) -> None:
+    hits = wanted = 0
+    for query, own in zip(styles.vectors[:30], styles.style[:30], strict=True):
+        others = [int(other) for other in range(100) if other != own]
+        question = Question(query, 10, Filter([("style", others)]))
+        exact = styles.index.search_exactly(question)
+        least = exact[4].score
+        found, _ = styles.index.search(question._replace(min_score=least))
+        assert all(match.score >= least - 1e-6 for match in found)
+        hits += len(set(names(found)) & set(names(exact[:5])))
+        wanted += 5
+        assert styles.index.search_exactly(question._replace(min_score=least)) == exact[:5]
+    assert hits >= 0.99 * wanted
 
 
 # --- threads

@@ -139,6 +139,8 @@ def test_a_mutual_match_needs_both(people: MatchingEngine) -> None:
     assert people.preferences("ben") == {"gender": "F", "age": (20, 37)}
     with pytest.raises(InputError, match="mutual needs a user"):
         people.search(vector=AXES[0], mutual=True)
+    with pytest.raises(UnknownUserError, match="zoe"):
+        people.search("zoe", mutual=True)
     with pytest.raises(InputError, match="upside down"):
         people.add("ben", preferences={"age": (3, 1)})
 

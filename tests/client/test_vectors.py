@@ -38,18 +38,19 @@ def test_no_vector_is_farther_from_its_codes_than_the_error(
     assert (np.abs(coded.codes.astype(int)).max(axis=1)[largest > 0] == 127).all()
 
 
-@given(SOME, st.integers(1, 300), st.integers(1, 40), st.booleans())
+@given(SOME, st.integers(1, 300), st.integers(1, 40), st.booleans(), st.floats(-1, 1) | st.none())
 def test_a_shortlist_has_the_nearest_and_who_ties_with_them(
-    rng: np.random.Generator, dim: int, count: int, in_one_block: bool
+    rng: np.random.Generator, dim: int, count: int, in_one_block: bool, floor: float | None
 ) -> None:
     vectors = unit_rows(rng, 600, dim)
     vectors[rng.integers(600, size=50)] = vectors[rng.integers(600, size=50)]  # twins
     rows = in_blocks(vectors, 600 if in_one_block else 250)
     some = np.sort(rng.choice(600, rng.integers(1, 600), replace=False))
     query = unit_rows(rng, 1, dim)[0]
-    near = rows.shortlist(some, query, count)
+    floor = -np.inf if floor is None else floor
+    near = rows.shortlist(some, query, count, floor)
     exact = vectors[some].astype(np.float64) @ query
-    least = np.sort(exact)[-min(count, len(some))]
+    least = max(np.sort(exact)[-min(count, len(some))], floor)
     assert set(some[exact >= least - 1e-6].tolist()) <= set(near.tolist()) <= set(some.tolist())
     assert (np.diff(near) > 0).all()
     assert rows.scores(near, query) == pytest.approx(exact[np.isin(some, near)], abs=1e-12)
@@ -74,7 +75,11 @@ def test_a_shortlist_is_short() -> None:
     rng = np.random.default_rng(0)
     rows = in_blocks(unit_rows(rng, 20_000, 256), 20_000)
     query = unit_rows(rng, 1, 256)[0]
-    assert len(rows.shortlist(np.arange(20_000), query, 10)) < 200
+    near = rows.shortlist(np.arange(20_000), query, 10)
+    assert len(near) < 200
+    best = rows.scores(near, query).max()
+    assert len(rows.shortlist(np.arange(20_000), query, 10, best)) < len(near) / 4
+    assert len(rows.shortlist(np.arange(9), query, 10, 0.9)) == 0, "fewer than are asked for"
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 63, 64, 65, 4_096, 5_900, 5_954, 20_000])
