@@ -682,9 +682,9 @@ class HnswIndex:
         return self._matches(*self._nearest(rows, search, search.least), search)
 
     def _nearest(self, rows: Rows, search: _Search, least: float) -> tuple[Rows, Scores]:
-        """Of some rows, ascending, those whose score is no less, and that score.
+        """Of some rows, ascending, those that may be among the nearest ``top_k``, and their scores.
 
-        The nearest ``top_k``, that is, with ties; some that are not may be among them.
+        None of these is missing, nor who ties with the last, if their score is ``least`` or more.
         """
         if len(rows) > search.top_k:
             rows = self._vectors.shortlist(rows, search.vector, search.top_k, least)

@@ -504,10 +504,10 @@ def test_stop_finishes_the_photos_it_took_and_takes_no_more(
         TritonServer(own_repository) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
         Encoder(server.grpc_url) as encoder,
-        concurrent.futures.ThreadPoolExecutor(25) as pool,
+        concurrent.futures.ThreadPoolExecutor(13) as pool,
     ):
         tensor = _photo_tensor(photos[0])
-        asked = [pool.submit(client.infer, "style_encoder", [tensor]) for _ in range(24)]
+        asked = [pool.submit(client.infer, "style_encoder", [tensor]) for _ in range(12)]
         time.sleep(0.3)
         assert not any(request.done() for request in asked)
         stopping = pool.submit(server.stop)
