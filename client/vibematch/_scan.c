@@ -350,7 +350,7 @@ INLINE int is_met(const Test *test, int parts, int64_t row)
     return is_allowed || is_among(test->numbers[row], test->amounts, test->amount_count);
 }
 
-/* Which of the rows from the first on meet a condition. Most often none of eight do. */
+/* Which of some rows, from the first on, meet one condition. Most often none of eight do. */
 INLINE Py_ssize_t find_by(const Test *test, int parts, int64_t first, Py_ssize_t count,
                           int64_t *found)
 {
@@ -398,12 +398,15 @@ static Py_ssize_t keep(const Test *tests, Py_ssize_t test_count, const int64_t *
     return count;
 }
 
+/* The same for all conditions. */
 BY_PROCESSOR
 static Py_ssize_t find(const Test *tests, Py_ssize_t test_count, int64_t first, Py_ssize_t count,
                        int64_t *found)
 {
-    if (test_count)
-        return BY_PARTS(tests, find_by, first, count, found);
+    if (test_count) {
+        count = BY_PARTS(tests, find_by, first, count, found);
+        return keep(tests + 1, test_count - 1, NULL, found, count);
+    }
     for (Py_ssize_t row = 0; row < count; row++)
         found[row] = first + row;
     return count;
@@ -411,19 +414,22 @@ static Py_ssize_t find(const Test *tests, Py_ssize_t test_count, int64_t first, 
 
 static int open_test(PyObject *condition, Test *test)
 {
-    static const char *const kinds[] = {VALUE, BOOL, DOUBLE, DOUBLE};
+    static const char *const kinds[][CODES_OR_NUMBERS + 1] = {
+        [MASK] = {BOOL},
+        [CODES] = {VALUE, BOOL},
+        [BOUNDS] = {DOUBLE},
+        [CODES_OR_NUMBERS] = {VALUE, BOOL, DOUBLE, DOUBLE},
+    };
     test->parts = PyTuple_Check(condition) ? (int)PyTuple_Size(condition) : 0;
     if (test->parts < MASK || test->parts > CODES_OR_NUMBERS) {
         PyErr_SetString(PyExc_ValueError, "a condition is a tuple of one to four parts");
         return -1;
     }
-    int count = test->parts == BOUNDS ? 1 : test->parts;
-    for (int i = 0; i < count; i++)
-        test->arrays[i] = (Array){.source = PyTuple_GetItem(condition, i),
-                                  .kinds = test->parts == MASK     ? BOOL
-                                           : test->parts == BOUNDS ? DOUBLE
-                                                                   : kinds[i],
-                                  .dimensions = 1};
+    int count = 0;
+    for (; kinds[test->parts][count]; count++)
+        test->arrays[count] = (Array){.source = PyTuple_GetItem(condition, count),
+                                      .kinds = kinds[test->parts][count],
+                                      .dimensions = 1};
     if (test->parts == BOUNDS) {
         test->least = PyFloat_AsDouble(PyTuple_GetItem(condition, 1));
         if (!PyErr_Occurred())
@@ -434,14 +440,20 @@ static int open_test(PyObject *condition, Test *test)
     if (open_arrays(test->arrays, count) < 0)
         return -1;
     test->opened = count;
-    const Py_buffer *first = &test->arrays[0].buffer, *second = &test->arrays[1].buffer;
-    test->numbers = test->parts == BOUNDS ? first->buf : test->arrays[2].buffer.buf;
-    test->allowed = test->parts == MASK ? first->buf : second->buf;
-    test->codes = first->buf;
-    test->known = test->parts == CODES || test->parts == CODES_OR_NUMBERS ? second->shape[0] : 0;
+    const Array *a = test->arrays;
+    if (test->parts == MASK) {
+        test->allowed = a[0].buffer.buf;
+    } else if (test->parts == BOUNDS) {
+        test->numbers = a[0].buffer.buf;
+    } else {
+        test->codes = a[0].buffer.buf;
+        test->allowed = a[1].buffer.buf;
+        test->known = a[1].buffer.shape[0];
+    }
     if (test->parts == CODES_OR_NUMBERS) {
-        test->amounts = test->arrays[3].buffer.buf;
-        test->amount_count = test->arrays[3].buffer.shape[0];
+        test->numbers = a[2].buffer.buf;
+        test->amounts = a[3].buffer.buf;
+        test->amount_count = a[3].buffer.shape[0];
     }
     return 0;
 }
@@ -532,9 +544,7 @@ static PyObject *select_between(PyObject *self, PyObject *arguments)
             for (i = 0; i < count; i++)
                 for (int64_t seen = 0; seen < ends[i] - starts[i]; seen += AT_ONCE) {
                     Py_ssize_t some = LESSER(ends[i] - starts[i] - seen, AT_ONCE);
-                    some = find(tests, test_count, starts[i] + seen, some, found + kept);
-                    kept += test_count ? keep(tests + 1, test_count - 1, NULL, found + kept, some)
-                                       : some;
+                    kept += find(tests, test_count, starts[i] + seen, some, found + kept);
                 }
             Py_END_ALLOW_THREADS
             result = PyLong_FromSsize_t(kept);

@@ -46,7 +46,7 @@ from vibematch.live import LiveIndex, save_first_snapshot
 from vibematch.manifest import Manifest
 from vibematch.photos import Photo, read_photos
 from vibematch.planner import EXACT_UP_TO, Plan
-from vibematch.records import Profile, StoredPhoto, check_photo_id, check_user_id
+from vibematch.records import Profile, StoredPhoto, UserRow, check_photo_id, check_user_id
 from vibematch.reindex import NewModel, Reindex, Reindexed, Source
 from vibematch.store import ProfileStore
 from vibematch.vectors import Vector, unit_means
@@ -705,11 +705,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
-        check_user_id(user_id)
-        attributes = self._store.attributes(user_id)
-        if attributes is None:
-            raise self._unknown(user_id)
-        return attributes
+        return self._user(user_id).attributes
 
     def preferences(self, user_id: str) -> dict[str, Condition]:
         """What a user wants of others.
@@ -717,11 +713,7 @@ class MatchingEngine:
         Raises:
             UnknownUserError: there is no such user.
         """
-        check_user_id(user_id)
-        preferences = self._store.preferences(user_id)
-        if preferences is None:
-            raise self._unknown(user_id)
-        return preferences
+        return self._user(user_id).preferences
 
     def photos(self, user_id: str) -> list[StoredPhoto]:
         """A user's photos, in the order they were added.
@@ -791,9 +783,7 @@ class MatchingEngine:
             return Filter(conditions)
         if user_id is None:
             raise InputError("mutual needs a user of the index, whose preferences are known")
-        user = self._store.user(user_id)
-        if user is None:
-            raise self._unknown(user_id)
+        user = self._user(user_id)
         return Filter([*conditions, *user.preferences.items()], accepted_by=user.attributes)
 
     def _best_means(
@@ -858,6 +848,13 @@ class MatchingEngine:
         best = np.maximum.reduceat(pairs.max(axis=0), starts).clip(-1.0, 1.0)
         names = list(there)
         return [(names[place], score) for place, score in zip(present, best.tolist(), strict=True)]
+
+    def _user(self, user_id: str) -> UserRow:
+        check_user_id(user_id)
+        user = self._store.user(user_id)
+        if user is None:
+            raise self._unknown(user_id)
+        return user
 
     def _unknown(self, user_id: str) -> UnknownUserError:
         near = self._store.neighbours(user_id, _SUGGESTIONS_FROM)
@@ -961,7 +958,10 @@ class MatchingEngine:
         with self._live.writing(model) as store:  # what is stored stays as it is meanwhile
             profiles = [
                 Profile(
-                    user_id, some, self._labelled(user_id, attributes), preferences.get(user_id)
+                    user_id,
+                    some,
+                    _labelled(store.attributes(user_id) or {}, attributes.get(user_id, {})),
+                    preferences.get(user_id),
                 )
                 for user_id, some in photos.items()
             ]
@@ -974,23 +974,23 @@ class MatchingEngine:
         profiles = []
         for user_id in attributes.keys() | preferences.keys():
             user = self._store.user(user_id)
-            labels = self._labelled(user_id, attributes)
+            if user is None:
+                continue
+            labels = _labelled(user.attributes, attributes.get(user_id, {}))
             wishes = preferences.get(user_id)
-            if user is not None and (
-                labels != user.attributes or wishes not in (None, user.preferences)
-            ):
+            if labels != user.attributes or wishes not in (None, user.preferences):
                 profiles.append(Profile(user_id, (), labels, wishes))
         return profiles
-
-    def _labelled(self, user_id: str, attributes: _Attributes) -> dict[str, Value]:
-        """A user's stored attributes, updated by the labels of the photos at hand."""
-        stored = self._store.attributes(user_id) or {}
-        merged: dict[str, Value | None] = {**stored, **attributes.get(user_id, {})}
-        return {name: value for name, value in merged.items() if value is not None}
 
     def _given_photos(self, vectors: npt.ArrayLike) -> list[StoredPhoto]:
         rows = _unit_rows(vectors, self._store.manifest.embedding_dim)
         return [StoredPhoto(hashlib.sha256(row.tobytes()).hexdigest(), row) for row in rows]
+
+
+def _labelled(stored: Mapping[str, Value], labels: Mapping[str, Value | None]) -> dict[str, Value]:
+    """A user's stored attributes, updated by the labels of the photos at hand."""
+    merged: dict[str, Value | None] = {**stored, **labels}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def _sources(photos: Sequence[Photo], on_progress: Callable[[int, int], None]) -> Iterator[_Source]:

@@ -20,6 +20,7 @@ from vibematch.attributes import Condition, Value, Where, as_bound, choices_of
 
 if TYPE_CHECKING:
     from vibematch._scan import Condition as Test
+
 Rows: TypeAlias = npt.NDArray[np.intp]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Column: TypeAlias = npt.NDArray[Any]

@@ -25,14 +25,7 @@ from vibematch.filters import Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
-from vibematch.vectors import (
-    Coded,
-    Partition,
-    Rows,
-    Vector,
-    VectorRows,
-    vector_keys,
-)
+from vibematch.vectors import Coded, Partition, Rows, Vector, VectorRows, vector_keys
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 Scores: TypeAlias = npt.NDArray[np.floating[Any]]

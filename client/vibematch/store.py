@@ -30,7 +30,7 @@ from typing import IO, Any, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vibematch.attributes import Condition, Value
+from vibematch.attributes import Value
 from vibematch.errors import (
     InputError,
     ManifestError,
@@ -428,11 +428,6 @@ class ProfileStore:
         """A user's attributes, or ``None`` if there is no such user."""
         user = self.user(user_id)
         return None if user is None else user.attributes
-
-    def preferences(self, user_id: str) -> dict[str, Condition] | None:
-        """What a user wants the others to be, or ``None`` if there is no such user."""
-        user = self.user(user_id)
-        return None if user is None else user.preferences
 
     def photos(self, user_id: str) -> list[StoredPhoto]:
         """A user's photos, in the order they were added; none if there is no such user."""

@@ -168,9 +168,10 @@ def test_arrays_that_do_not_fit_are_refused(ask: Callable[[], Any]) -> None:
 
 
 def test_conditions_that_are_none_are_refused() -> None:
-    for conditions in (((YES,),), None, [(NUMBERS, "a", 1)], [(NUMBERS, 0, None)]):
+    wrong: list[Any] = [((YES,),), None, [(NUMBERS, "a", 1)], [(NUMBERS, 0, None)]]
+    for conditions in wrong:
         with pytest.raises(TypeError, match=r"real number|must be list"):
-            _scan.select(conditions, ROWS, OUT)  # type: ignore[arg-type]
+            _scan.select(conditions, ROWS, OUT)
 
 
 def test_nothing_is_written_that_may_not_be() -> None:

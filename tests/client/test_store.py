@@ -113,9 +113,9 @@ def test_what_was_written_is_there_after_reopening(store: ProfileStore, folder: 
     assert again.changes(0) == before
     assert again.sequence == before.sequence
     assert again.attributes("anna") == {"age": 29, "vip": True}
-    assert again.preferences("anna") == {"age": (25, 35)}
-    assert (again.attributes("ben"), again.preferences("ben")) == ({}, {})
-    assert (again.attributes("carl"), again.preferences("carl")) == (None, None)
+    assert again.user("anna").preferences == {"age": (25, 35)}
+    assert (again.attributes("ben"), again.user("ben").preferences) == ({}, {})
+    assert (again.attributes("carl"), again.user("carl")) == (None, None)
     assert [(one.photo_id, one.path) for one in again.photos("anna")] == [
         (digest(0), "/a.jpg"),
         (digest(1), None),
@@ -224,7 +224,7 @@ def test_attributes_are_replaced_or_kept(store: ProfileStore) -> None:
     assert after.revision > before.revision
     assert after.vector_revision == before.vector_revision  # for those who only follow vectors
     store.write([Profile("anna", (), {}, {})])
-    assert (store.attributes("anna"), store.preferences("anna")) == ({}, {})
+    assert (store.attributes("anna"), store.user("anna").preferences) == ({}, {})
 
 
 def test_a_user_comes_with_a_photo(store: ProfileStore) -> None:
@@ -571,7 +571,7 @@ CONDITIONS = [
 @pytest.mark.parametrize("where", CONDITIONS)
 def test_preferences_come_back_as_they_were(store: ProfileStore, where: Any) -> None:
     store.write([Profile("anna", [photo(0)], None, where)])
-    back = store.preferences("anna")
+    back = store.user("anna").preferences
     assert back is not None
     assert back == where
     assert [type(condition) for condition in back.values()] == [
@@ -581,7 +581,7 @@ def test_preferences_come_back_as_they_were(store: ProfileStore, where: Any) -> 
 
 def test_a_bound_beyond_all_floats_is_infinite(store: ProfileStore) -> None:
     store.write([Profile("anna", [photo(0)], None, {"a": (-(10**400), 10**5000)})])
-    assert store.preferences("anna") == {"a": (float("-inf"), float("inf"))}
+    assert store.user("anna").preferences == {"a": (float("-inf"), float("inf"))}
 
 
 @pytest.mark.parametrize(
@@ -647,7 +647,7 @@ def test_whatever_is_allowed_comes_back(
     store.write(Profile(str(n), [photo(0)], *both) for n, both in enumerate(written))
     for n, (attributes, preferences) in enumerate(written):
         assert _typed(store.attributes(str(n))) == _typed(attributes)
-        assert _typed(store.preferences(str(n))) == _typed(preferences)
+        assert _typed(store.user(str(n)).preferences) == _typed(preferences)
     store.close()
 
 
