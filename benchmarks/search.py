@@ -55,7 +55,7 @@ from search_data import (
     simple_cases,
 )
 from search_databases import Vibematch
-from search_peers import EF_CONSTRUCTION, FaissFlat, Hnswlib, M, Numpy, Peer
+from search_peers import EF_CONSTRUCTION, FaissFlat, FaissIvf, Hnswlib, M, Numpy, Peer
 
 from vibematch import planner
 
@@ -71,6 +71,7 @@ MEMORY_BAR_BYTES: Final = 1500
 FLOAT_BYTES: Final = 4
 UNFILTERED_BAR: Final = 1.0
 FILTERED_BAR: Final = 3.0
+_KNOBS: Final = {FaissIvf.name: "nprobe"}
 
 
 @dataclass
@@ -90,6 +91,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all sizes and filters; 40 minutes")
     parser.add_argument("--users", type=_numbers, metavar="N,…", help="other sizes")
     parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument(
+        "--users-per-cluster", type=int, default=1000, help="1: vectors without clusters"
+    )
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument(
         "--only", type=_sections, metavar="SECTION,…", help=f"of {', '.join(SECTIONS)}"
@@ -103,7 +107,13 @@ def main() -> None:
     for users in sizes:
         # a process of its own, which gives back its memory and ends its threads
         with _workshop(args.index, users) as folder, ProcessPoolExecutor(1, spawn) as pool:
-            work = pool.submit(measure, users, args.dim, args.queries, args.seed, sections, folder)
+            size = {
+                "users": users,
+                "dim": args.dim,
+                "clusters": max(2, users // args.users_per_cluster),
+                "seed": args.seed,
+            }
+            work = pool.submit(measure, size, args.queries, sections, folder)
             measured.append(work.result())
     harness.publish(result(measured, args), args)
 
@@ -128,17 +138,14 @@ def _workshop(kept: Path | None, users: int) -> Iterator[Path]:
             yield Path(folder)
 
 
-def measure(
-    users: int, dim: int, queries: int, seed: int, sections: Sequence[str], folder: Path
-) -> Measured:
+def measure(size: dict[str, int], queries: int, sections: Sequence[str], folder: Path) -> Measured:
     """Build what the folder lacks, and ask."""
-    size = {"users": users, "dim": dim, "clusters": max(2, users // 1000), "seed": seed}
     people = People.make(**size, queries=queries)
-    found = Measured(users, *search_build.build(folder, people, size))
+    found = Measured(len(people), *search_build.build(folder, people, size))
     cases = simple_cases(people) if "curves" in sections else []
     cases += other_cases(people) if "filters" in sections else []
     with ExitStack() as opened:
-        ours = opened.enter_context(closing(Vibematch.open(folder / OURS, dim)))
+        ours = opened.enter_context(closing(Vibematch.open(folder / OURS, size["dim"])))
         peers = _opened(folder, people, found.taken, opened) if cases else []
         found.curves = [search_curves.measure(people, case, ours, peers) for case in cases]
         if "costs" in sections:
@@ -170,7 +177,8 @@ def result(measured: Sequence[Measured], args: argparse.Namespace) -> Result:
         name="search",
         question="How many searches a second does one core answer, at which recall?",
         setting={
-            "vectors": f"made up, clustered, float32, {args.dim} dimensions",
+            "vectors": f"made up, float32, {args.dim} dimensions",
+            "users per cluster": args.users_per_cluster,
             "users": [found.users for found in measured],
             "queries": args.queries,
             "top_k": search_curves.TOP_K,
@@ -263,7 +271,9 @@ def _cells(point: Point, how: str, ratio: Spread | None) -> list[float | Spread 
 
 
 def _asked_with(point: Point) -> str:
-    return f"ef {point.setting}" if isinstance(point.setting, int) else point.setting
+    if isinstance(point.setting, str):
+        return point.setting
+    return f"{_KNOBS.get(point.name, 'ef')} {point.setting}"
 
 
 def _built(measured: Sequence[Measured]) -> Table:

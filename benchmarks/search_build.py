@@ -21,9 +21,16 @@ import harness
 from harness import CORES
 from search_data import People, Vector, unfiltered
 from search_databases import MilvusLite, PgVector, Vibematch
-from search_peers import Built, FaissHnsw, Hnswlib, Index, Peer, USearch
+from search_peers import Built, FaissHnsw, FaissIvf, Hnswlib, Index, Peer, USearch
 
-PEERS: Final[tuple[type[Index], ...]] = (Hnswlib, FaissHnsw, USearch, PgVector, MilvusLite)
+PEERS: Final[tuple[type[Index], ...]] = (
+    Hnswlib,
+    FaissHnsw,
+    FaissIvf,
+    USearch,
+    PgVector,
+    MilvusLite,
+)
 EVERYBODY: Final[tuple[type[Index], ...]] = (Vibematch, *PEERS)
 OURS_BARE: Final = f"{Vibematch.name}, no attributes"
 _NOTE: Final = "built.json"

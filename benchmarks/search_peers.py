@@ -22,6 +22,7 @@ M: Final = 16
 EF_CONSTRUCTION: Final = 200
 """Candidates in view when a user is added."""
 SEED: Final = 100
+PROBES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256)
 EFS: Final = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048)
 
 
@@ -172,6 +173,60 @@ class FaissHnsw(Index):
             bits = np.packbits(case.mask(query), bitorder="little")
             only["sel"] = faiss.IDSelectorBitmap(bits)
         asked = faiss.SearchParametersHNSW(efSearch=setting, **only)
+        return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
+
+    def rows(self, answer: Any) -> Rows:
+        return _found(answer)
+
+
+class FaissIvf(Index):
+    """``IndexIVFFlat``: lists, of which a fixed number is looked into; filtered by a bitmap.
+
+    4√n lists, the least that FAISS's "Guidelines to choose an index" name for so many vectors.
+    """
+
+    name = "FAISS IVF"
+    needs = ("faiss",)
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @classmethod
+    def build(cls, path: Path, people: People, threads: int) -> Built:
+        import faiss
+
+        users, dim = people.vectors.shape
+        lists = faiss.IndexFlatIP(dim)
+        count = round(4 * math.sqrt(users))
+        index = faiss.IndexIVFFlat(lists, dim, count, faiss.METRIC_INNER_PRODUCT)
+
+        def fill() -> None:
+            index.train(people.vectors)
+            index.add(people.vectors)
+
+        faiss.omp_set_num_threads(threads)
+        built = timed(fill)
+        faiss.omp_set_num_threads(1)
+        faiss.write_index(index, str(path))
+        return built
+
+    @classmethod
+    def open(cls, path: Path, dim: int) -> Self:
+        import faiss
+
+        return cls(faiss.read_index(str(path)))
+
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return PROBES
+
+    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
+        import faiss
+
+        only = {}
+        if case.mask is not None:
+            bits = np.packbits(case.mask(query), bitorder="little")
+            only["sel"] = faiss.IDSelectorBitmap(bits)
+        asked = faiss.SearchParametersIVF(nprobe=setting, **only)
         return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
 
     def rows(self, answer: Any) -> Rows:

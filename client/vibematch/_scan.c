@@ -1,4 +1,4 @@
-/* Who qualifies, and comparing one vector with theirs: the inner loops of a scan, nothing else.
+/* Who qualifies, and comparing one vector with theirs, list by list: a scan's loops, nothing else.
  *
  * A scan reads vectors of users who are scattered over memory, so that it waits for memory more
  * than it computes. Codes of one byte per element are a quarter of what float32 would be, and are
@@ -24,7 +24,7 @@
 #define LESSER(one, other) ((one) < (other) ? (one) : (other))
 #define ROUNDING 4e-6f /* of scores in single precision, and of ties */
 
-enum { LANES = 8, CACHE_LINE = 64, AHEAD = 8, QUERY_STEPS = 8191, AT_ONCE = 512 };
+enum { LANES = 8, CACHE_LINE = 64, AHEAD = 8, QUERY_STEPS = 8191, AT_ONCE = 512, BATCH = 32 };
 
 /* Whole numbers, whose sum compilers may take in any order. */
 INLINE int32_t dot_code(const int8_t *code, const int16_t *query, Py_ssize_t dim)
@@ -207,6 +207,13 @@ static int are_within(const int64_t *rows, Py_ssize_t count, Py_ssize_t end)
     return !is_outside;
 }
 
+/* Where "near" is for a kind of vector whose codes are off by so much, and the query's by as much
+ * as that: two scores may both be off, in opposite directions; all vectors are of unit length. */
+INLINE float slack_of(float error, float query_error)
+{
+    return 2 * (error + (1 + error) * query_error) + ROUNDING;
+}
+
 static PyObject *encode(PyObject *self, PyObject *arguments)
 {
     Array a[] = {{.kinds = FLOAT, .dimensions = 2},
@@ -267,10 +274,8 @@ static PyObject *shortlist(PyObject *self, PyObject *arguments)
         Py_BEGIN_ALLOW_THREADS
         float unit = round_query(a[2].buffer.buf, dim, query, &query_error);
         rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, unit, dim, rows, count, scores);
-        /* Two scores may both be off, in opposite directions; all vectors are of unit length. */
-        float slack = 2 * (error + (1 + error) * query_error) + ROUNDING;
-        kept = above_the_last(scores, rows, count, wanted, least, slack, heap,
-                              a[4].buffer.buf);
+        kept = above_the_last(scores, rows, count, wanted, least, slack_of(error, query_error),
+                              heap, a[4].buffer.buf);
         Py_END_ALLOW_THREADS
         result = PyLong_FromSsize_t(kept);
     }
@@ -516,42 +521,300 @@ static PyObject *select_rows(PyObject *self, PyObject *arguments)
     return result;
 }
 
-static PyObject *select_between(PyObject *self, PyObject *arguments)
+/* --- lists */
+
+typedef struct {
+    float score;
+    int32_t number;
+} List;
+
+/* The list with the best score on top. */
+INLINE void sink_list(List *heap, Py_ssize_t size, Py_ssize_t place)
 {
-    Array a[] = {{.kinds = ROW, .dimensions = 1},
-                 {.kinds = ROW, .dimensions = 1},
-                 {.kinds = ROW, .dimensions = 1, .is_written = 1}};
-    PyObject *conditions, *result = NULL;
-    Py_ssize_t test_count, end = PY_SSIZE_T_MAX;
-    Test *tests;
-    if (!PyArg_ParseTuple(arguments, "O!OOO", &PyList_Type, &conditions, &a[0].source,
-                          &a[1].source, &a[2].source) ||
-        !(tests = open_tests(conditions, &test_count, &end)))
-        return NULL;
-    if (open_arrays(a, 3) == 0) {
-        const int64_t *starts = a[0].buffer.buf, *ends = a[1].buffer.buf;
-        int64_t *found = a[2].buffer.buf;
-        Py_ssize_t count = a[0].buffer.shape[0], room = a[2].buffer.shape[0], i = 0;
-        if (a[1].buffer.shape[0] == count)
-            for (; i < count && starts[i] >= 0 && ends[i] >= starts[i] && ends[i] <= end &&
-                   ends[i] - starts[i] <= room; i++)
-                room -= ends[i] - starts[i];
-        if (i < count || a[1].buffer.shape[0] != count) {
-            PyErr_SetString(PyExc_ValueError, "no such stretches, or no room for their rows");
-        } else {
-            Py_ssize_t kept = 0;
-            Py_BEGIN_ALLOW_THREADS
-            for (i = 0; i < count; i++)
-                for (int64_t seen = 0; seen < ends[i] - starts[i]; seen += AT_ONCE) {
-                    Py_ssize_t some = LESSER(ends[i] - starts[i] - seen, AT_ONCE);
-                    kept += find(tests, test_count, starts[i] + seen, some, found + kept);
-                }
-            Py_END_ALLOW_THREADS
-            result = PyLong_FromSsize_t(kept);
-        }
-        close_arrays(a, 3);
+    List list = heap[place];
+    for (Py_ssize_t child; (child = 2 * place + 1) < size; place = child) {
+        child += child + 1 < size && heap[child + 1].score > heap[child].score;
+        if (heap[child].score <= list.score)
+            break;
+        heap[place] = heap[child];
     }
-    close_tests(tests, test_count);
+    heap[place] = list;
+}
+
+/* Coded vectors. */
+typedef struct {
+    const int8_t *codes;
+    const float *scales;
+    float error;
+} Coded;
+
+typedef struct {
+    /* What is asked. */
+    const int16_t *query;
+    float query_unit, query_error, least;
+    Py_ssize_t dim, wanted;
+    Py_ssize_t most_tried;
+    const Test *tests;
+    Py_ssize_t test_count;
+    const int64_t *excluded; /* ascending */
+    Py_ssize_t excluded_count;
+    /* What there is. */
+    Coded lists, users;
+    Py_ssize_t list_count, limit_count;
+    const float *limits; /* by a list's score, from -1 to 1 in equal steps */
+    const int64_t *starts;
+    /* What was found. */
+    uint8_t *seen;
+    int64_t *rows;
+    float *scores, *heap;
+    Py_ssize_t room, found, compared;
+    int64_t tried, ahead;
+} Look;
+
+/* The best score that anybody is expected to have in lists of this score, or of a lower one. */
+INLINE float limit_of(const Look *look, float score)
+{
+    Py_ssize_t last = look->limit_count - 1;
+    float part = (score + look->lists.error + look->query_error + 1) / 2;
+    Py_ssize_t step = (Py_ssize_t)ceil(LESSER(GREATER(part, 0), 1) * (double)last);
+    return look->limits[LESSER(step, last)];
+}
+
+/* Who is below it is not among the nearest. */
+INLINE float worth_finding(const Look *look)
+{
+    return GREATER(look->least, look->heap[0] - slack_of(look->users.error, look->query_error));
+}
+
+/* Leave out who is excluded, of rows from one on; both are ascending. */
+static Py_ssize_t without(const Look *look, int64_t *rows, Py_ssize_t count)
+{
+    Py_ssize_t low = 0, high = look->excluded_count, kept = 0;
+    if (!count || !high)
+        return count;
+    while (low < high) {
+        Py_ssize_t middle = (low + high) / 2;
+        if (look->excluded[middle] < rows[0])
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        while (low < look->excluded_count && look->excluded[low] < rows[i])
+            low++;
+        rows[kept] = rows[i];
+        kept += low == look->excluded_count || look->excluded[low] != rows[i];
+    }
+    return kept;
+}
+
+/* Who qualifies in a list; false without memory. */
+static int find_in_list(Look *look, int32_t list)
+{
+    int64_t end = look->starts[list + 1];
+    for (int64_t row = look->starts[list]; row < end; row += AT_ONCE) {
+        Py_ssize_t some = LESSER(end - row, AT_ONCE);
+        if (look->room - look->found < some) {
+            Py_ssize_t room = 2 * look->room + AT_ONCE;
+            int64_t *rows = realloc(look->rows, room * sizeof *rows);
+            look->rows = rows ? rows : look->rows;
+            float *scores = realloc(look->scores, room * sizeof *scores);
+            look->scores = scores ? scores : look->scores;
+            if (!rows || !scores)
+                return 0;
+            look->room = room;
+        }
+        int64_t *found = look->rows + look->found;
+        some = find(look->tests, look->test_count, row, some, found);
+        look->found += without(look, found, some);
+    }
+    look->seen[list] = 1;
+    look->tried += end - look->starts[list];
+    return 1;
+}
+
+static void compare_found(Look *look)
+{
+    rough_scores(look->users.codes, look->users.scales, look->query, look->query_unit, look->dim,
+                 look->rows + look->compared, look->found - look->compared,
+                 look->scores + look->compared);
+    for (; look->compared < look->found; look->compared++)
+        if (look->scores[look->compared] > look->heap[0])
+            sink(look->heap, look->wanted, 0, look->scores[look->compared]);
+}
+
+/* Lists that were not seen, the nearest first, until who is in the next ones is not near enough.
+ * Leaves those who may be among the nearest; false without memory. */
+static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scores)
+{
+    Py_ssize_t size = 0;
+    for (Py_ssize_t i = 0; i < look->list_count; i++)
+        numbers[i] = i;
+    rough_scores(look->lists.codes, look->lists.scales, look->query, look->query_unit, look->dim,
+                 numbers, look->list_count, scores);
+    for (int32_t i = 0; i < look->list_count; i++)
+        if (!look->seen[i])
+            heap[size++] = (List){scores[i], i};
+    for (Py_ssize_t place = size / 2; place--;)
+        sink_list(heap, size, place);
+    for (Py_ssize_t i = 0; i < look->wanted; i++)
+        look->heap[i] = -INFINITY;
+    while (size && look->tried < look->most_tried &&
+           limit_of(look, heap[0].score) >= worth_finding(look)) {
+        if (!find_in_list(look, heap[0].number))
+            return 0;
+        heap[0] = heap[--size];
+        sink_list(heap, size, 0);
+        if (look->found - look->compared >= BATCH || look->compared < look->wanted)
+            compare_found(look);
+    }
+    compare_found(look);
+    int is_settled = !size || limit_of(look, heap[0].score) < worth_finding(look);
+    for (Py_ssize_t i = 0; i < size && !is_settled; i++)
+        if (limit_of(look, heap[i].score) >= worth_finding(look))
+            look->ahead += look->starts[heap[i].number + 1] - look->starts[heap[i].number];
+    float least = GREATER(look->least, look->heap[0]) - slack_of(look->users.error, look->query_error);
+    look->found = 0;
+    for (Py_ssize_t i = 0; i < look->compared; i++)
+        if (look->scores[i] >= least)
+            look->rows[look->found++] = look->rows[i];
+    return 1;
+}
+
+static int are_stretches(const int64_t *starts, Py_ssize_t count, Py_ssize_t end)
+{
+    int is_wrong = starts[0] < 0 || starts[count] > end;
+    for (Py_ssize_t i = 0; i < count; i++)
+        is_wrong |= starts[i] > starts[i + 1];
+    return !is_wrong;
+}
+
+/* Of those who may be among the nearest, those who are, and who ties with the last; their exact
+ * scores take the place of the rough ones. */
+static Py_ssize_t keep_nearest(Look *look, double *exact)
+{
+    for (Py_ssize_t i = 0; i < look->wanted; i++)
+        look->heap[i] = -INFINITY;
+    for (Py_ssize_t i = 0; i < look->found; i++)
+        if (exact[i] > look->heap[0])
+            sink(look->heap, look->wanted, 0, exact[i]);
+    double least = GREATER(look->least, look->heap[0]) - ROUNDING;
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < look->found; i++) {
+        look->rows[kept] = look->rows[i];
+        exact[kept] = exact[i];
+        kept += exact[i] >= least;
+    }
+    return kept;
+}
+
+/* Rows and their scores, as bytes; how many were tried and compared, and are ahead. */
+static PyObject *found_by(Look *look, const float *vectors, const float *query)
+{
+    double *exact = malloc((look->found + 1) * sizeof *exact);
+    if (!exact)
+        return PyErr_NoMemory();
+    Py_BEGIN_ALLOW_THREADS
+    exact_scores(vectors, query, look->dim, look->rows, look->found, exact);
+    look->found = keep_nearest(look, exact);
+    Py_END_ALLOW_THREADS
+    PyObject *result = Py_BuildValue(
+        "y#y#LnL", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
+        look->found * (Py_ssize_t)sizeof *exact, (long long)look->tried, look->compared,
+        (long long)look->ahead);
+    free(exact);
+    return result;
+}
+
+/* All the memory it takes, and the search. */
+static PyObject *answer(Look *look, const float *vectors, const float *asked)
+{
+    int16_t *query = malloc((look->dim + 1) * sizeof *query);
+    List *heap = malloc((look->list_count + 1) * sizeof *heap);
+    int64_t *numbers = malloc((look->list_count + 1) * sizeof *numbers);
+    float *scores = malloc((look->list_count + 1) * sizeof *scores);
+    look->room = AT_ONCE;
+    look->rows = malloc(look->room * sizeof *look->rows);
+    look->scores = malloc(look->room * sizeof *look->scores);
+    look->heap = malloc(look->wanted * sizeof *look->heap);
+    PyObject *result = NULL;
+    int has_memory = query && heap && numbers && scores && look->rows && look->scores && look->heap;
+    if (has_memory) {
+        Py_BEGIN_ALLOW_THREADS
+        look->query_unit = round_query(asked, look->dim, query, &look->query_error);
+        look->query = query;
+        has_memory = look_into_lists(look, heap, numbers, scores);
+        Py_END_ALLOW_THREADS
+    }
+    if (has_memory)
+        result = found_by(look, vectors, asked);
+    else
+        PyErr_NoMemory();
+    free(query);
+    free(heap);
+    free(numbers);
+    free(scores);
+    free(look->heap);
+    free(look->rows);
+    free(look->scores);
+    return result;
+}
+
+static PyObject *look(PyObject *self, PyObject *arguments)
+{
+    enum { CENTRES, CENTRE_SCALES, LIMITS, STARTS, SEEN, ROWS, SCALES, VECTORS, QUERY, OUT, ARRAYS };
+    Array a[ARRAYS] = {[CENTRES] = {.kinds = CODE, .dimensions = 2},
+                       [CENTRE_SCALES] = {.kinds = FLOAT, .dimensions = 1},
+                       [LIMITS] = {.kinds = FLOAT, .dimensions = 1},
+                       [STARTS] = {.kinds = ROW, .dimensions = 1},
+                       [SEEN] = {.kinds = BOOL, .dimensions = 1, .is_written = 1},
+                       [ROWS] = {.kinds = CODE, .dimensions = 2},
+                       [SCALES] = {.kinds = FLOAT, .dimensions = 1},
+                       [VECTORS] = {.kinds = FLOAT, .dimensions = 2},
+                       [QUERY] = {.kinds = FLOAT, .dimensions = 1},
+                       [OUT] = {.kinds = ROW, .dimensions = 1}};
+    Look look = {0};
+    PyObject *conditions, *result = NULL;
+    Py_ssize_t end = PY_SSIZE_T_MAX;
+    Test *tests;
+    if (!PyArg_ParseTuple(arguments, "(OOfOOO)(OOOf)OO!Onfn", &a[CENTRES].source,
+                          &a[CENTRE_SCALES].source, &look.lists.error, &a[LIMITS].source,
+                          &a[STARTS].source, &a[SEEN].source, &a[VECTORS].source, &a[ROWS].source,
+                          &a[SCALES].source, &look.users.error, &a[QUERY].source, &PyList_Type,
+                          &conditions, &a[OUT].source, &look.wanted, &look.least,
+                          &look.most_tried) ||
+        !(tests = open_tests(conditions, &look.test_count, &end)))
+        return NULL;
+    if (open_arrays(a, ARRAYS) == 0) {
+        const Py_ssize_t *centres = a[CENTRES].buffer.shape, *users = a[ROWS].buffer.shape;
+        Py_ssize_t lists = centres[0], dim = a[QUERY].buffer.shape[0];
+        look.dim = dim;
+        look.tests = tests;
+        look.excluded = a[OUT].buffer.buf;
+        look.excluded_count = a[OUT].buffer.shape[0];
+        look.lists.codes = a[CENTRES].buffer.buf;
+        look.lists.scales = a[CENTRE_SCALES].buffer.buf;
+        look.list_count = lists;
+        look.limits = a[LIMITS].buffer.buf;
+        look.limit_count = a[LIMITS].buffer.shape[0];
+        look.starts = a[STARTS].buffer.buf;
+        look.seen = a[SEEN].buffer.buf;
+        look.users.codes = a[ROWS].buffer.buf;
+        look.users.scales = a[SCALES].buffer.buf;
+        if (centres[1] != dim || users[1] != dim || a[VECTORS].buffer.shape[1] != dim ||
+            a[CENTRE_SCALES].buffer.shape[0] != lists || a[SCALES].buffer.shape[0] != users[0] ||
+            a[VECTORS].buffer.shape[0] != users[0] || a[STARTS].buffer.shape[0] != lists + 1 ||
+            a[SEEN].buffer.shape[0] != lists || look.limit_count < 2 || look.wanted < 1) {
+            PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
+        } else if (!are_stretches(look.starts, lists, LESSER(end, users[0]))) {
+            PyErr_SetString(PyExc_IndexError, "there are no such lists");
+        } else {
+            look.wanted = LESSER(look.wanted, users[0] + 1); /* of so many, some are ahead always */
+            result = answer(&look, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
+        }
+        close_arrays(a, ARRAYS);
+    }
+    close_tests(tests, look.test_count);
     return result;
 }
 
@@ -588,9 +851,10 @@ static PyMethodDef functions[] = {
     {"shortlist", shortlist, METH_VARARGS,
      "shortlist(codes, scales, query, rows, found, wanted, least, error)"},
     {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
-    {"select_between", select_between, METH_VARARGS,
-     "select_between(conditions, starts, ends, rows)"},
     {"ascending", ascending, METH_VARARGS, "ascending(rows, end)"},
+    {"look", look, METH_VARARGS,
+     "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), query, "
+     "conditions, excluded, wanted, least, most_tried)"},
     {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
     {NULL, NULL, 0, NULL},
 };

@@ -43,11 +43,22 @@ def dots(
 def select(
     conditions: list[Condition], rows: npt.NDArray[np.intp], places: npt.NDArray[np.intp], /
 ) -> int: ...
-def select_between(
+def look(
+    lists: tuple[
+        npt.NDArray[np.int8],
+        npt.NDArray[np.float32],
+        float,
+        npt.NDArray[np.float32],
+        npt.NDArray[np.intp],
+        _Mask,
+    ],
+    users: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.float32], float],
+    query: npt.NDArray[np.float32],
     conditions: list[Condition],
-    starts: npt.NDArray[np.intp],
-    ends: npt.NDArray[np.intp],
-    rows: npt.NDArray[np.intp],
+    excluded: npt.NDArray[np.intp],
+    wanted: int,
+    least: float,
+    most_tried: int,
     /,
-) -> int: ...
+) -> tuple[bytes, bytes, int, int, int]: ...
 def ascending(rows: npt.NDArray[np.intp], end: int, /) -> int: ...

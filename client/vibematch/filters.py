@@ -55,9 +55,9 @@ class Filter:
     where: Sequence[tuple[str, Condition]] = ()
     accepted_by: Mapping[str, Value] | None = None
 
-    def __len__(self) -> int:
-        """About how many comparisons it takes."""
-        return len(self.where) + (0 if self.accepted_by is None else 2)
+    def __bool__(self) -> bool:
+        """Whether anything is wanted."""
+        return bool(self.where) or self.accepted_by is not None
 
 
 class Columns:
@@ -164,31 +164,30 @@ class Few:
     def __len__(self) -> int:
         return self._count
 
-    def every(self, step: int) -> Rows:
-        """One in so many of them, in no order."""
-        return np.concatenate([part[::step] for part in self._parts], dtype=np.intp)
-
     def rows(self, end: int) -> Rows:
         """All of them, ascending and once; they are below ``end``."""
-        rows = self.every(1)
+        rows: Rows = np.concatenate(self._parts, dtype=np.intp)
         return rows[: scan.ascending(rows, end)]
 
 
 class Selector:
-    """Who qualifies: whoever passes all tests."""
+    """Who qualifies: whoever passes all tests.
+
+    Attributes:
+        tests: for the compiled loops.
+    """
 
     def __init__(self, tests: list[Test]) -> None:
-        self._tests = tests
+        self.tests = tests
 
     def places(self, rows: Rows) -> Rows:
         """Of some rows, the places of those that qualify, ascending."""
         places = np.empty(len(rows), np.intp)
-        return places[: scan.select(self._tests, rows, places)]
+        return places[: scan.select(self.tests, rows, places)]
 
-    def between(self, starts: Rows, ends: Rows) -> Rows:
-        """The rows that qualify in stretches ``[starts[i], ends[i])``, one after the other."""
-        rows = np.empty(int((ends - starts).sum()), np.intp)
-        return rows[: scan.select_between(self._tests, starts, ends, rows)]
+    def before(self, end: int) -> Rows:
+        """The rows before one that qualify, ascending."""
+        return self.places(np.arange(end))
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:

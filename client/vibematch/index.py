@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,22 @@ from vibematch.filters import Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
-from vibematch.vectors import Coded, Partition, Rows, Vector, VectorRows, vector_keys
+from vibematch.vectors import (
+    ROUNDING,
+    Coded,
+    Look,
+    Partition,
+    Rows,
+    Scores,
+    Vector,
+    VectorRows,
+    best_of,
+    find_centroids,
+    nearest_centroids,
+    vector_keys,
+)
 
 Ids: TypeAlias = npt.NDArray[np.int64]
-Scores: TypeAlias = npt.NDArray[np.floating[Any]]
 
 _M: Final = 16
 _EF_CONSTRUCTION: Final = 200
@@ -39,7 +51,7 @@ _SLICE: Final = 16
 """Users added while searches wait; each takes about half a millisecond."""
 _BUILD_SLICE: Final = 2048
 _ALL_CORES: Final = -1
-_PARTITIONED_FROM: Final = 30_000
+_PARTITIONED_FROM: Final = 4_000
 _SKELETON: Final = 1 / 20
 """Of all users: those who enter a new graph first, in random order.
 
@@ -55,8 +67,6 @@ search that meets them would not get past them.
 """
 _MOST_FREE: Final = 0.25
 _FEW_FREE: Final = 1_000
-_ROUNDING: Final = 1e-6
-"""More than rounding to float32 can move a cosine."""
 _NO_ROWS: Final[Rows] = np.empty(0, np.intp)
 
 
@@ -95,16 +105,16 @@ class _Search(NamedTuple):
         vector: unit vector, float32, ``[dim]``.
         top_k: how many users to return, at most.
         least: the least score of a match.
-        conditions: how many conditions the filter has; none: everybody qualifies.
+        is_filtered: whether not everybody qualifies.
         qualifying: tells who meets the filter, and is not gone.
         few: rows among which all are that meet the filter; ``None``: these are many.
-        excluded: rows to leave out.
+        excluded: rows to leave out, ascending.
     """
 
     vector: Vector
     top_k: int
     least: float
-    conditions: int
+    is_filtered: bool
     qualifying: Selector
     few: Few | None
     excluded: Rows
@@ -185,8 +195,6 @@ class HnswIndex:
         self._keys = np.zeros(_FIRST_CAPACITY, np.uint32)  # of vectors; 0 where a row is free
         self._outside: dict[int, set[int]] = {}  # key → rows that are not in the graph
         self._partition: Partition | None = None
-        self._sorted_rows = 0
-        self._list_starts: Rows = np.zeros(1, np.intp)  # of the lists, among the sorted rows
         self._columns = Columns()
         self._vectors = VectorRows(dim)
         self._graph = new_graph(dim)
@@ -326,14 +334,13 @@ class HnswIndex:
         order = np.arange(count)
         self._make_room(count)
         if count >= _PARTITIONED_FROM:
-            self._partition = Partition.of(vectors, _SEED)
-            lists = self._partition.assign(vectors)
+            centroids = find_centroids(vectors, _SEED)
+            lists = nearest_centroids(vectors, centroids)
             order = np.argsort(lists, kind="stable")
-            self._lists[:count] = lists[order]
+            vectors, self._lists[:count] = vectors[order], lists[order]
             self._columns = self._columns.take(order)
-            self._sorted_rows = count
-            self._list_starts = self._find_lists()
-        self._vectors.replace(Coded.of(np.ascontiguousarray(vectors[order])))
+            self._partition = Partition.of(vectors, lists[order], centroids)
+        self._vectors.replace(Coded.of(np.ascontiguousarray(vectors)))
         self._ids[:count], self._revisions[:count] = ids[order], revisions[order]
         self._alive[:count] = True
         self._keys[:count] = vector_keys(self._vectors.blocks()[0].vectors)
@@ -343,13 +350,9 @@ class HnswIndex:
         self._users = list(names)
         self._rows = {user: row for row, user in enumerate(names)}
 
-    def _find_lists(self) -> Rows:
-        """Where each list begins among the sorted rows, and where the last one ends."""
-        if self._partition is None:
-            return np.zeros(1, np.intp)
-        numbers = np.arange(len(self._partition) + 1)
-        starts: Rows = np.searchsorted(self._lists[: self._sorted_rows], numbers)
-        return starts
+    @property
+    def _sorted_rows(self) -> int:
+        return 0 if self._partition is None else self._partition.rows
 
     def _leave_twins_out(self) -> None:
         """Choose who stays out of the graph, of an index that was just filled."""
@@ -488,7 +491,7 @@ class HnswIndex:
         """The most similar users, found by comparing all who qualify."""
         with self._lock.shared():
             search = self._in_rows(question)
-            return self._best(self._qualifying(search), search)
+            return self._compare_all(search, Plan("scan", len(self._rows)))[0]
 
     def _in_rows(self, question: Question) -> _Search:
         wanted = question.wanted
@@ -497,92 +500,117 @@ class HnswIndex:
         return _Search(
             question.vector,
             question.top_k,
-            question.min_score - _ROUNDING,
-            len(wanted),
+            question.min_score - ROUNDING,
+            bool(wanted),
             self._columns.selector(wanted, None if everybody_lives else self._alive),
             self._columns.narrowed(wanted) if wanted else None,
-            np.array(excluded, np.intp),
+            np.array(sorted(excluded), np.intp),
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
-        users = len(self._rows)
-        share = near = self._share(search)
-        # Those who are known to qualify, and are not many, are all compared; else the nearest are.
-        compares_all = search.few is not None and share * users <= planner.COMPARED_AT_ONCE
-        partition = None if compares_all else self._partition
-        lists = _NO_ROWS
-        if partition is not None and search.conditions:
-            first = planner.first_lists(len(partition), share * users, search.top_k)
-            lists = partition.nearest(search.vector, planner.more_lists(first))
-            near = self._share_near(int(lists[0]), search.qualifying, share)
-        needed = search.top_k + len(search.excluded)  # who was seen already is near
-        fetch = planner.fetch_for(needed, near)
-        if search.conditions:  # costs no more, and more of them qualify
-            fetch = max(fetch, min(planner.ef_search(users), users // 4))
-        cost = planner.vector_cost(users, self._dim)
-        plan = Plan(
-            "scan",
-            users,
-            estimated_qualifying=round(share * users),
-            graph_us=planner.graph_us(
-                fetch,
-                users,
-                cost,
-                is_filtered=search.conditions > 0,
-                is_near_known=partition is not None,
-            ),
-            scan_us=self._scan_us(search, partition, share, cost),
+        plan, few = Plan("scan", len(self._rows)), search.few
+        are_known = few is not None and len(few) <= planner.COMPARED_AT_ONCE
+        if plan.users <= planner.EXACT_UP_TO or are_known:
+            return self._compare_all(search, plan)
+        seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
+        look = self._look(search, seen, planner.FIRST_LOOK)
+        if look.ahead:
+            share = max(look.compared, 0.5) / max(look.tried, 1) if search.is_filtered else 1.0
+            ahead_us = self._scan_us(look.ahead, share * look.ahead, share)
+            few_us = math.inf if few is None else self._scan_us(len(few), len(few), 0)
+            plan = self._think_of_graph(search, share, min(ahead_us, few_us), plan)
+            if plan.fetched is not None:
+                found = self._ask_graph(search, plan.fetched, look)
+                if found is not None:
+                    return found, plan._replace(
+                        strategy="graph", tried=look.tried, scanned=look.compared
+                    )
+            if self._partition is None or few_us < ahead_us:
+                return self._compare_all(search, plan)
+            look = self._look_on(look, search, seen)
+        look = self._with_unsorted(look, search, seen)
+        everybody = look.tried == len(self._users)
+        return self._matches(look.rows, look.scores, search), plan._replace(
+            tried=look.tried,
+            scanned=look.compared,
+            qualifying=look.compared if everybody else None,
         )
-        if plan.graph_us <= plan.scan_us:
-            plan = plan._replace(fetched=fetch)
-            found = self._ask_graph(search, fetch)
-            if found is not None:
-                return found, plan._replace(strategy="graph")
-        if partition is not None:
-            return self._scan_lists(partition, lists, search, share, plan)
+
+    def _scan_us(self, tried: float, compared: float, share: float) -> float:
+        return planner.scan_us(tried, compared, share, len(self._rows), self._dim)
+
+    def _think_of_graph(self, search: _Search, share: float, scan_us: float, plan: Plan) -> Plan:
+        """With what it would take, and for how many users to ask it, if it would be quicker.
+
+        Args:
+            search: the question.
+            share: how many of those near the query qualify, in (0, 1].
+            scan_us: expected microseconds of a scan.
+            plan: what there is to say so far.
+        """
+        fetch = planner.fetch_for(search.top_k + len(search.excluded), share)
+        if search.is_filtered:  # costs no more, and more of them qualify
+            fetch = max(fetch, min(planner.ef_search(plan.users), plan.users // 4))
+        graph_us = planner.graph_us(fetch, plan.users, self._dim, is_filtered=search.is_filtered)
+        fetched = fetch if graph_us < scan_us else None
+        return plan._replace(graph_us=graph_us, scan_us=scan_us, fetched=fetched)
+
+    def _compare_all(self, search: _Search, plan: Plan) -> tuple[list[Match], Plan]:
         rows = self._qualifying(search)
-        return self._best(rows, search), plan._replace(qualifying=len(rows), scanned=len(rows))
+        tried = len(self._users) if search.few is None else len(search.few)
+        plan = plan._replace(tried=tried, scanned=len(rows), qualifying=len(rows))
+        return self._matches(*self._nearest(rows, search, search.least), search), plan
 
-    def _scan_us(
-        self, search: _Search, partition: Partition | None, share: float, cost: float
-    ) -> float:
-        """What a scan is expected to take, of all users or of those in the nearest lists."""
-        tried: float = len(self._rows)
-        compared = share * tried
-        if partition is not None:
-            part = planner.part_looked_into(len(partition), compared, search.top_k)
-            tried, compared = part * tried, part * compared
-        elif search.few is not None:
-            tried = len(search.few)
-        return planner.scan_us(
-            tried,
-            compared,
-            search.conditions,
-            cost,
-            by_lists=partition is not None,
+    def _look(self, search: _Search, seen: Mask, most_tried: int, least: float = -math.inf) -> Look:
+        """The nearest of the sorted rows, in lists that were not seen yet.
+
+        Args:
+            search: the question.
+            seen: the lists that were; those that are looked into now are added.
+            most_tried: no further list is looked into after so many users.
+            least: the least score that is of use, if it is more than what is asked for.
+        """
+        if self._partition is None:
+            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users))
+        return self._partition.look(
+            self._vectors.first_block(),
+            search.vector,
+            search.qualifying,
+            search.excluded,
+            search.top_k,
+            max(least, search.least),
+            most_tried,
+            seen,
         )
 
-    def _share(self, search: _Search) -> float:
-        """About how many of the users qualify, in (0, 1]; from a sample."""
-        few, users = search.few, max(len(self._rows), 1)
-        if not search.conditions:
-            return 1.0
-        among = len(self._users) if few is None else len(few)
-        step = max(among // planner.SAMPLE, 1)
-        sample = np.arange(0, among, step) if few is None else few.every(step)
-        qualifying = len(search.qualifying.places(sample)) * among / max(len(sample), 1)
-        return min(max(qualifying, 0.5), users) / users
+    def _look_on(self, look: Look, search: _Search, seen: Mask) -> Look:
+        """Until it is settled who is nearest, or that takes too long and enough were compared."""
+        bound = planner.most_tried(len(self._rows))
+        if search.few is not None:  # it is expected to take less than comparing them all
+            bound = len(self._users)
+        enough = planner.compared_at_least(search.top_k)
+        while look.ahead and (look.tried < bound or look.compared < enough):
+            least = float(look.scores.min()) if len(look.rows) >= search.top_k else -math.inf
+            most = bound - look.tried if look.tried < bound else look.tried
+            more = self._look(search, seen, most, least - ROUNDING)
+            look = look.followed_by(more, search.top_k)
+            if not more.tried:
+                break
+        return look
 
-    def _share_near(self, nearest: int, qualifying: Selector, share: float) -> float:
-        """About how many of those near the query qualify, in (0, 1]: of those in one list."""
-        starts, ends = self._list_starts[nearest : nearest + 2, np.newaxis]
-        users = int(ends[0] - starts[0])
-        if users < planner.LEAST_SAMPLE:
-            return share
-        return max(len(qualifying.between(starts, ends)), 0.5) / users
+    def _with_unsorted(self, look: Look, search: _Search, seen: Mask) -> Look:
+        """With users who came since the rows were sorted: in lists that were seen, or in none."""
+        unsorted = self._lists[self._sorted_rows : len(self._users)]
+        if not len(unsorted):
+            return look
+        rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
+        tried = len(rows)
+        rows = _without(rows[search.qualifying.places(rows)], search.excluded)
+        near, scores = self._nearest(rows, search, search.least)
+        return look.followed_by(Look(near, scores, tried, len(rows), look.ahead), search.top_k)
 
-    def _ask_graph(self, search: _Search, fetch: int) -> list[Match] | None:
-        """The best of the nearest users, ``None`` if not enough of these qualify."""
+    def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:
+        """The best of the nearest users and of those found; ``None`` if too few qualify."""
         try:
             labels, distances = self._graph.knn_query(
                 search.vector[np.newaxis], k=fetch, num_threads=1
@@ -593,15 +621,19 @@ class HnswIndex:
         complete = scores[-1] < search.least
         if self._outside:
             rows, scores = self._with_twins(rows, scores, search.vector)
-        if search.conditions:
+        if search.is_filtered:
             places = search.qualifying.places(rows)
             rows, scores = rows[places], scores[places]
         if len(search.excluded):
             keep = np.isin(rows, search.excluded, invert=True)
             rows, scores = rows[keep], scores[keep]
-        if complete or len(rows) >= search.top_k:
-            return self._matches(rows, scores, search)
-        return None
+        if not complete and len(rows) < search.top_k:
+            return None
+        if len(look.rows):
+            others = np.isin(rows, look.rows, invert=True)
+            rows = np.concatenate([look.rows, rows[others]])
+            scores = np.concatenate([look.scores, scores[others]])
+        return self._matches(rows, scores, search)
 
     def _with_twins(self, rows: Rows, scores: Scores, vector: Vector) -> tuple[Rows, Scores]:
         """Rows of the graph, and those that they stand for."""
@@ -613,66 +645,11 @@ class HnswIndex:
     def _qualifying(self, search: _Search) -> Rows:
         """All rows of users who qualify, ascending."""
         if search.few is None:
-            everybody = np.array([0, len(self._users)])
-            rows = search.qualifying.between(everybody[:1], everybody[1:])
+            rows = search.qualifying.before(len(self._users))
         else:
             few = search.few.rows(len(self._users))
             rows = few[search.qualifying.places(few)]
         return _without(rows, search.excluded)
-
-    def _scan_lists(
-        self, partition: Partition, lists: Rows, search: _Search, share: float, plan: Plan
-    ) -> tuple[list[Match], Plan]:
-        """The best of those in the nearest lists: of ever more lists, until more change nothing.
-
-        Args:
-            partition: the lists.
-            lists: the nearest of them, as far as that is known.
-            search: the question.
-            share: about how many of the users qualify.
-            plan: what there is to say so far.
-        """
-        enough = planner.compared_at_least(search.top_k)
-        best, scores, least = _NO_ROWS, np.empty(0), -math.inf
-        seen, scanned, is_settled = 0, 0, False
-        reach = planner.first_lists(len(partition), share * len(self._rows), search.top_k)
-        while seen < len(partition) and not is_settled:
-            if reach > len(lists):
-                lists = partition.nearest(search.vector, reach)
-            rows = self._qualifying_in(lists[seen:reach], search)
-            near, their_scores = self._nearest(rows, search, least)
-            if len(near):
-                best, scores = _best_of(
-                    np.concatenate([best, near]),
-                    np.concatenate([scores, their_scores]),
-                    search.top_k,
-                )
-                if len(best) >= search.top_k:
-                    least = float(scores.min())
-            # To compare all of a few takes no time that would be worth a stop.
-            stops = search.few is None and planner.are_enough_lists(reach, len(partition))
-            is_settled = scanned >= enough and (stops or not len(near))
-            scanned += len(rows)
-            seen, reach = reach, planner.more_lists(reach)
-        qualifying = None if seen < len(partition) else scanned
-        plan = plan._replace(qualifying=qualifying, scanned=scanned)
-        return self._matches(best, scores, search), plan
-
-    def _qualifying_in(self, lists: Rows, search: _Search) -> Rows:
-        """Rows of users in some lists who qualify, ascending."""
-        lists = np.sort(lists)
-        rows = search.qualifying.between(self._list_starts[lists], self._list_starts[lists + 1])
-        unsorted = self._lists[self._sorted_rows : len(self._users)]
-        if len(unsorted):
-            chosen = np.zeros(len(self._list_starts) - 1, bool)
-            chosen[lists] = True
-            others = np.flatnonzero(chosen[unsorted]) + self._sorted_rows
-            rows = np.append(rows, others[search.qualifying.places(others)])
-        return _without(rows, search.excluded)
-
-    def _best(self, rows: Rows, search: _Search) -> list[Match]:
-        """The best of some rows, ascending."""
-        return self._matches(*self._nearest(rows, search, search.least), search)
 
     def _nearest(self, rows: Rows, search: _Search, least: float) -> tuple[Rows, Scores]:
         """Of some rows, ascending, those that may be among the nearest ``top_k``, and their scores.
@@ -682,12 +659,12 @@ class HnswIndex:
         if len(rows) > search.top_k:
             rows = self._vectors.shortlist(rows, search.vector, search.top_k, least)
         scores = self._vectors.scores(rows, search.vector)
-        keep = scores >= least - _ROUNDING
+        keep = scores >= least - ROUNDING
         return rows[keep], scores[keep]
 
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
-        rows, scores = _best_of(rows, scores, search.top_k)
+        rows, scores = best_of(rows, scores, search.top_k)
         users = self._users
         matches = [
             Match(str(users[row]), min(max(score, -1.0), 1.0))
@@ -713,15 +690,14 @@ class HnswIndex:
         """
         with self._changing:
             count = len(self._users)
-            no_lists = np.empty((0, self._dim), np.float32)
             snapshot = Snapshot(
                 sequence=self.sequence,
+                dim=self._dim,
                 vectors=self._vectors.blocks(),
                 ids=self._ids[:count],
                 revisions=self._revisions[:count],
                 lists=self._lists[:count],
-                centroids=no_lists if self._partition is None else self._partition.centroids,
-                sorted_rows=self._sorted_rows,
+                partition=self._partition,
                 graph=self._graph,
             )
             mapped = write_snapshot(folder, fingerprint, snapshot)
@@ -754,9 +730,7 @@ class HnswIndex:
         index._ids[:count], index._revisions[:count] = snapshot.ids, snapshot.revisions
         index._lists[:count] = snapshot.lists
         index._alive[:count] = snapshot.ids != 0
-        index._partition = Partition(snapshot.centroids) if len(snapshot.centroids) else None
-        index._sorted_rows = snapshot.sorted_rows
-        index._list_starts = index._find_lists()
+        index._partition = snapshot.partition
         (vectors,) = snapshot.vectors
         index._vectors.replace(vectors)
         index._keys[:count] = vector_keys(vectors.vectors) * (snapshot.ids != 0)
@@ -792,14 +766,6 @@ class HnswIndex:
                 self._retire(row)
         self._columns.keep_sorted(len(self._users))
         return missing
-
-
-def _best_of(rows: Rows, scores: Scores, count: int) -> tuple[Rows, Scores]:
-    """The rows with the best ``count`` scores, and those that tie with the last."""
-    if len(rows) <= count:
-        return rows, scores
-    keep = scores >= np.partition(scores, -count)[-count] - _ROUNDING
-    return rows[keep], scores[keep]
 
 
 def _without(rows: Rows, excluded: Rows) -> Rows:

@@ -1,13 +1,11 @@
-"""How to answer a search: ask the graph for more than needed, or scan those who qualify.
+"""How to answer a search: look into the lists nearest to it, and perhaps ask the graph, too.
 
-The graph finds the nearest users among all of them, so where few qualify it has to be asked for
-many. A scan compares those who qualify: all of them if they are known and few, else those in the
-lists nearest to the query, in ever more lists until more change nothing. Whichever is expected to
-be quicker is tried.
-
-How many qualify *near the query* can be fewer than anywhere else: a filter may leave out the very
-style that is asked for. The nearest list tells. If the graph returns too few all the same, a scan
-takes over.
+Where few are known to qualify, these are all compared. Else a look into the nearest lists comes
+first. Where vectors are clusters, as styles are, it is nearly always settled then that there is
+nobody nearer elsewhere. If not, it is known into how many lists one would have to look still, and
+how many of those near the query qualify: the graph, which finds the nearest of all users, has to be
+asked for the more of them the fewer qualify. Whichever is expected to be quicker is done. If the
+graph returns too few, the lists are looked into all the same.
 """
 
 from __future__ import annotations
@@ -16,13 +14,11 @@ import math
 from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
-"""An index of this many users is scanned: as fast as the graph there, and exact."""
-COMPARED_AT_ONCE: Final = 3_000
-"""So few who qualify, and are known, are all compared."""
-SAMPLE: Final = 1_024
-"""Users on whom a filter is tried, to estimate how many qualify."""
-LEAST_SAMPLE: Final = 50
-"""So few users say nothing about the others."""
+"""In an index of this many users all are compared: as fast as the graph there, and exact."""
+COMPARED_AT_ONCE: Final = 200
+"""So few who may qualify, and are known, are all compared."""
+FIRST_LOOK: Final = 4_000
+"""In the nearest lists so many users are tried before anything else is thought of."""
 
 _EF_SEARCH: Final = 128
 _MANY_USERS: Final = 500_000
@@ -31,29 +27,19 @@ _TIES: Final = 6
 """Users beyond those asked for, so that ties at the end are broken by user id."""
 _WORTH_ASKING: Final = 0.25
 """Of all users: whoever wants more of them had better scan."""
-
-# By a simulation of clustered vectors: far more lists than needed where a filter has nothing to do
-# with style, and a recall of 0.99 and more where it leaves out the nearest styles.
 _COMPARED_AT_LEAST: Final = 500
 _COMPARED_PER_MATCH: Final = 4
-_FIRST_LISTS: Final = 16
-_SECOND_LISTS: Final = 64
-_GROWTH: Final = 2
-_ESTIMATE_MARGIN: Final = 1.2
-_MANY_LISTS: Final = 128
-_MOST_LISTS: Final = 1 / 8
+_MOST_TRIED: Final = 50_000
+_MOST_OF_ALL: Final = 1 / 16
 
-# Microseconds, fitted to 10,000 to 200,000 users of 256 dimensions on one core (Zen 4); only their
-# ratios matter. `benchmarks/search.py --only costs` prints what they should be.
-_GRAPH_US: Final = 200.0
-_GRAPH_US_PER_USER: Final = 0.23
-_GRAPH_US_OF_FILTER: Final = 50.0
-_GRAPH_US_OF_RISK: Final = 50.0  # not fitted: that of too few who are left, if none near were tried
-_SCAN_US: Final = 60.0
-_SCAN_US_PER_CONDITION: Final = 6.0
-_SCAN_US_PER_ROW: Final = 0.0008
-_SCAN_US_PER_QUALIFYING: Final = 0.016
-_SCAN_US_OF_LISTS: Final = 60.0
+# Microseconds, fitted to 100,000 and 200,000 users of 256 dimensions on one core (Zen 4); only
+# their ratios matter. `benchmarks/search.py --only costs` prints what they should be.
+_GRAPH_US: Final = 130.0
+_GRAPH_US_PER_USER: Final = 0.35
+_GRAPH_US_OF_FILTER: Final = 10.0
+_SCAN_US: Final = 30.0
+_SCAN_US_PER_ROW: Final = 0.0003
+_SCAN_US_PER_QUALIFYING: Final = 0.019
 _DIM: Final = 256
 _CACHE_BYTES: Final = 16e6
 _BEYOND_CACHE: Final = 0.4
@@ -61,43 +47,46 @@ _DEAREST: Final = 3.0
 
 
 class Plan(NamedTuple):
-    """How a search was answered, and what was expected.
+    """How a search was answered.
 
     Attributes:
-        strategy: what gave the answer.
+        strategy: what gave the answer, but for users whom a first look into lists found.
         users: how many users there are.
-        estimated_qualifying: how many of them were expected to qualify.
-        graph_us: expected microseconds of the graph.
-        scan_us: expected microseconds of a scan.
+        tried: how many of them a scan tried the filter on.
+        scanned: how many of these qualify: a scan compared them.
+        qualifying: how many users qualify, where all were tried. Then the answer is exact.
         fetched: how many users the graph was asked for, if it was asked.
-        qualifying: how many users do qualify, where all were tried.
-        scanned: how many of them a scan compared. If these are all, the answer is exact.
+        graph_us: expected microseconds of the graph, where it was thought of.
+        scan_us: expected microseconds of looking on, where that was thought of.
     """
 
     strategy: Literal["graph", "scan"]
     users: int
-    estimated_qualifying: int
-    graph_us: float
-    scan_us: float
-    fetched: int | None = None
+    tried: int = 0
+    scanned: int = 0
     qualifying: int | None = None
-    scanned: int | None = None
+    fetched: int | None = None
+    graph_us: float | None = None
+    scan_us: float | None = None
 
     def __str__(self) -> str:
-        steps = [] if self.fetched is None else [f"asked the graph for {self.fetched:,} users"]
-        if self.strategy == "scan":
-            scanned = self.scanned or 0
-            whole = f"about {max(self.estimated_qualifying, scanned):,}"
-            if self.qualifying is not None:
-                whole = f"the {self.qualifying:,}"
-            steps.append(f"compared {scanned:,} of {whole} who qualify")
+        of_all = f"of {self.users:,} users"
+        steps = []
+        if self.qualifying is not None:
+            steps.append(f"compared all {self.scanned:,} who qualify {of_all}")
+        elif self.tried:
+            some = f"of the {self.tried:,} nearest {of_all}"
+            steps.append(f"compared {self.scanned:,} who qualify {some}")
+        if self.fetched is not None:
+            in_vain = "" if self.strategy == "graph" else " in vain"
+            steps.append(f"asked the graph for {self.fetched:,}{in_vain}")
+        text = " and ".join(steps)
+        if self.graph_us is None or self.scan_us is None:
+            return text
         graph = "no use in asking the graph"
         if math.isfinite(self.graph_us):
             graph = f"{self.graph_us:,.0f} µs by the graph"
-        return (
-            f"{', then '.join(steps)}; expected: {self.estimated_qualifying:,} of {self.users:,} "
-            f"users qualify, {graph}, {self.scan_us:,.0f} µs by a scan"
-        )
+        return f"{text}; expected after a first look: {graph}, {self.scan_us:,.0f} µs by a scan"
 
 
 def ef_search(users: int) -> int:
@@ -106,46 +95,8 @@ def ef_search(users: int) -> int:
 
 
 def compared_at_least(top_k: int) -> int:
-    """How many users a scan of lists compares before it asks whether that was enough."""
+    """How many users a scan compares before it stops though it is not settled."""
     return max(_COMPARED_AT_LEAST, _COMPARED_PER_MATCH * top_k)
-
-
-def first_lists(lists: int, qualifying: float, top_k: int) -> int:
-    """How many lists to look into at first.
-
-    Args:
-        lists: how many there are.
-        qualifying: about how many of the users in them qualify.
-        top_k: how many users are asked for.
-    """
-    compared = _ESTIMATE_MARGIN * compared_at_least(top_k)
-    return max(_FIRST_LISTS, math.ceil(compared / max(qualifying, 1.0) * lists))
-
-
-def more_lists(looked_into: int) -> int:
-    """Into how many lists to have looked next, all in all, after ``looked_into`` of them."""
-    return max(_SECOND_LISTS, _GROWTH * looked_into)
-
-
-def are_enough_lists(looked_into: int, lists: int) -> bool:
-    """Whether to stop though the last look changed something, because it takes too long.
-
-    Args:
-        looked_into: how many lists were looked into.
-        lists: how many there are.
-    """
-    return looked_into >= max(_MANY_LISTS, _MOST_LISTS * lists)
-
-
-def part_looked_into(lists: int, qualifying: float, top_k: int) -> float:
-    """The part of all lists, in (0, 1], that is looked into if the second look changes nothing.
-
-    Args:
-        lists: how many there are.
-        qualifying: about how many of the users in them qualify.
-        top_k: how many users are asked for.
-    """
-    return min(more_lists(first_lists(lists, qualifying, top_k)) / lists, 1.0)
 
 
 def fetch_for(wanted: int, share: float) -> int:
@@ -159,45 +110,38 @@ def fetch_for(wanted: int, share: float) -> int:
     return math.ceil(margin * wanted / share) + _TIES
 
 
-def graph_us(
-    fetch: int, users: int, cost: float, *, is_filtered: bool, is_near_known: bool
-) -> float:
+def most_tried(users: int) -> int:
+    """On how many of all users a scan tries a filter before it stops though it is not settled."""
+    return max(_MOST_TRIED, round(_MOST_OF_ALL * users))
+
+
+def graph_us(fetch: int, users: int, dim: int, *, is_filtered: bool) -> float:
     """Expected microseconds of asking the graph; infinite where it cannot be asked.
 
     Args:
         fetch: how many users it is asked for.
         users: how many there are.
-        cost: :func:`vector_cost`.
+        dim: length of a vector.
         is_filtered: whether a filter is tried on them.
-        is_near_known: whether it was tried on users near the query already.
     """
-    if users <= EXACT_UP_TO or fetch > _WORTH_ASKING * users:
+    if fetch > _WORTH_ASKING * users:
         return math.inf
-    us = _GRAPH_US + _GRAPH_US_PER_USER * max(fetch, ef_search(users)) * cost
-    if is_filtered:
-        us += _GRAPH_US_OF_FILTER + _GRAPH_US_OF_RISK * (not is_near_known)
-    return us
+    in_view = max(fetch, ef_search(users)) * vector_cost(users, dim)
+    return _GRAPH_US + _GRAPH_US_PER_USER * in_view + _GRAPH_US_OF_FILTER * is_filtered
 
 
-def scan_us(
-    tried: float, compared: float, conditions: int, cost: float, *, by_lists: bool
-) -> float:
+def scan_us(tried: float, compared: float, share: float, users: int, dim: int) -> float:
     """Expected microseconds of a scan.
 
     Args:
-        tried: on how many users the first condition is tried; the next ones on whom it left.
-        compared: how many of these qualify.
-        conditions: how many conditions there are.
-        cost: :func:`vector_cost`.
-        by_lists: whether these users are those of the nearest lists.
+        tried: on how many users a filter is tried.
+        compared: how many of these are compared.
+        share: of those who lie side by side; the memory of all of them would be read in order.
+        users: how many there are.
+        dim: length of a vector.
     """
-    return (
-        _SCAN_US
-        + _SCAN_US_OF_LISTS * by_lists
-        + _SCAN_US_PER_CONDITION * conditions
-        + _SCAN_US_PER_ROW * tried * (conditions > 0)
-        + _SCAN_US_PER_QUALIFYING * compared * cost
-    )
+    cost = share * vector_cost(0, dim) + (1 - share) * vector_cost(users, dim)
+    return _SCAN_US + _SCAN_US_PER_ROW * tried + _SCAN_US_PER_QUALIFYING * cost * compared
 
 
 def vector_cost(users: int, dim: int) -> float:

@@ -3,11 +3,11 @@
 Two files in the folder of a generation:
 
 ``snapshot``
-    one line ``vibematch-snapshot 3 SHA256``, the digest being that of all bytes behind it; one
+    one line ``vibematch-snapshot 4 SHA256``, the digest being that of all bytes behind it; one
     line of JSON (:class:`_Header`), padded with spaces so that what follows begins at a multiple
     of 64; then arrays by row, little-endian: the vectors (float32), their codes (int8) and the
     codes' scales (float32), the users' ids and the revisions of their vectors (int64; id 0 where a
-    row is free), their lists (uint16); then the centroids of the lists (float32).
+    row is free), their lists (uint16); then of the lists the centroids and the limits (float32).
 ``snapshot.graph-SHA256``
     the graph as hnswlib saves it, named by the first half of its digest, which is in the header.
 
@@ -33,11 +33,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch.folder import sync_folder
-from vibematch.vectors import Coded, Vector
+from vibematch.vectors import Coded, Partition, Vector, list_starts
 
 FILENAME: Final = "snapshot"
 
-_MAGIC: Final = "vibematch-snapshot 3"
+_MAGIC: Final = "vibematch-snapshot 4"
 _ALIGNMENT: Final = 64
 _TRIES: Final = 3
 
@@ -50,7 +50,9 @@ class _Header:
     dim: int
     rows: int
     lists: int
+    limits: int
     sorted_rows: int
+    familiar: float
     code_error: float
     graph_sha256: str
 
@@ -61,22 +63,22 @@ class Snapshot:
 
     Attributes:
         sequence: number of the last write that it knows.
+        dim: length of a vector.
         vectors: by row, ``[rows, dim]``, and their codes, in blocks; read: one block, mapped.
         ids: users' ids by row, int64 ``[rows]``, 0 where a row is free.
         revisions: of their vectors, int64 ``[rows]``.
         lists: their lists, uint16 ``[rows]``.
-        centroids: of the lists, float32 ``[lists, dim]``; no lists before there are many users.
-        sorted_rows: so many rows, from the first, are in the order of their lists.
+        partition: the lists; there are none before there are many users.
         graph: hnswlib's index.
     """
 
     sequence: int
+    dim: int
     vectors: Sequence[Coded]
     ids: npt.NDArray[np.int64]
     revisions: npt.NDArray[np.int64]
     lists: npt.NDArray[np.uint16]
-    centroids: Vector
-    sorted_rows: int
+    partition: Partition | None
     graph: Any
 
 
@@ -102,27 +104,32 @@ def write_snapshot(folder: Path, fingerprint: str, snapshot: Snapshot) -> Coded:
         OSError: the disk does not take it.
     """
     whole, graph = folder / f"{FILENAME}.tmp", folder / f"{FILENAME}.graph.tmp"
+    vectors, partition = snapshot.vectors, snapshot.partition
+    of_lists: list[Vector] = [] if partition is None else [partition.centroids, partition.limits]
     try:
         digest = _write_graph(graph, snapshot.graph)
         header = _Header(
             fingerprint=fingerprint,
             sequence=snapshot.sequence,
             hnswlib=version("hnswlib"),
-            dim=snapshot.centroids.shape[1],
+            dim=snapshot.dim,
             rows=len(snapshot.ids),
-            lists=len(snapshot.centroids),
-            sorted_rows=snapshot.sorted_rows,
-            code_error=max((block.error for block in snapshot.vectors), default=0.0),
+            lists=0 if partition is None else len(partition),
+            limits=0 if partition is None else len(partition.limits),
+            sorted_rows=0 if partition is None else partition.rows,
+            familiar=0.0 if partition is None else partition.familiar,
+            code_error=max((block.error for block in vectors), default=0.0),
             graph_sha256=digest,
         )
         offset = _write_whole(
             whole,
             header,
             [
-                *(block.vectors for block in snapshot.vectors),
-                *(block.codes for block in snapshot.vectors),
-                *(block.scales for block in snapshot.vectors),
-                *(snapshot.ids, snapshot.revisions, snapshot.lists, snapshot.centroids),
+                *(block.vectors for block in vectors),
+                *(block.codes for block in vectors),
+                *(block.scales for block in vectors),
+                *(snapshot.ids, snapshot.revisions, snapshot.lists),
+                *of_lists,
             ],
         )
         graph.replace(_graph_path(folder, digest))
@@ -167,23 +174,42 @@ def _read(folder: Path, fingerprint: str, dim: int) -> Snapshot | None:
         expected = (fingerprint, dim, version("hnswlib"))
         if (header.fingerprint, header.dim, header.hnswlib) != expected:
             return None
-        snapshot = Snapshot(
+        return Snapshot(
             sequence=header.sequence,
+            dim=dim,
             vectors=[_read_coded(file, header, file.tell())],
             ids=_array(file, "<i8", header.rows),
             revisions=_array(file, "<i8", header.rows),
-            lists=_array(file, "<u2", header.rows),
-            centroids=_array(file, "<f4", header.lists * dim).reshape(-1, dim),
-            sorted_rows=header.sorted_rows,
+            lists=(lists := _array(file, "<u2", header.rows)),
+            partition=_read_partition(file, header, lists),
             graph=_read_graph(folder, header),
         )
-        if not (
-            0 <= header.sorted_rows <= header.rows
-            and snapshot.lists.max(initial=0) <= max(header.lists - 1, 0)
-            and 0 <= header.code_error < math.inf
-        ):
-            raise ValueError("what a scan relies on makes no sense")
-        return snapshot
+
+
+def _read_partition(
+    file: IO[bytes], header: _Header, lists: npt.NDArray[np.uint16]
+) -> Partition | None:
+    centroids = _array(file, "<f4", header.lists * header.dim).reshape(-1, header.dim)
+    limits = _array(file, "<f4", header.limits)
+    if not (
+        0 <= header.sorted_rows <= header.rows
+        and lists.max(initial=0) <= header.lists
+        and _are_sorted(lists[: header.sorted_rows], header.lists)
+        and 0 <= header.code_error < math.inf
+        and -1.1 <= header.familiar <= 1.1
+        and (header.lists == 0 or (len(limits) > 1 and (np.diff(limits) >= 0).all()))
+        and np.isfinite(centroids).all()
+    ):
+        raise ValueError("what a scan relies on makes no sense")
+    if not header.lists:
+        return None
+    starts = list_starts(lists[: header.sorted_rows], header.lists)
+    return Partition(centroids, limits, starts, header.familiar)
+
+
+def _are_sorted(lists: npt.NDArray[np.uint16], count: int) -> bool:
+    numbers = lists.astype(int)
+    return bool((np.diff(numbers) >= 0).all()) and numbers.max(initial=-1) < count
 
 
 def _read_graph(folder: Path, header: _Header) -> Any:
@@ -197,7 +223,10 @@ def _read_graph(folder: Path, header: _Header) -> Any:
 
 
 def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
-    return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)
+    array = np.frombuffer(file.read(max(count, 0) * np.dtype(dtype).itemsize), dtype)
+    if len(array) != count:
+        raise ValueError("it ends too early")
+    return array
 
 
 def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:

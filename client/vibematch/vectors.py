@@ -5,15 +5,22 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vibematch import scan
 
+if TYPE_CHECKING:
+    from vibematch.filters import Mask, Selector
+
 Vector: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.intp]
+Scores: TypeAlias = npt.NDArray[np.floating[Any]]
+
+ROUNDING: Final = 1e-6
+"""More than rounding to float32 can move a cosine."""
 
 _BLOCK_ROWS: Final = 8192
 _GATHER_ROWS: Final = 1024
@@ -27,6 +34,11 @@ _ROWS_PER_LIST: Final = 400
 _MAX_LISTS: Final = 2048
 _SAMPLE_PER_LIST: Final = 32
 _ITERATIONS: Final = 6
+
+_ASKED: Final = 256
+_LIMITS: Final = 257
+_LIMIT_QUANTILE: Final = 0.99
+_SCORES_AT_ONCE: Final = 2**24
 
 
 def unit_means(vectors: Vector, starts: npt.NDArray[np.intp]) -> Vector:
@@ -154,6 +166,10 @@ class VectorRows:
         """Have other arrays hold what is there; the old memory is freed."""
         self._blocks, self._starts, self._count = [coded], [0], len(coded.vectors)
 
+    def first_block(self) -> Coded:
+        """The vectors of the first rows, all that were there when they were last replaced."""
+        return self._blocks[0]
+
     def blocks(self) -> list[Coded]:
         """All vectors, in order."""
         ends = [*self._starts[1:], self._count]
@@ -217,57 +233,185 @@ def _counted_from(start: int, rows: Rows) -> Rows:
     return rows - start if start else rows  # most rows are in the first block: no copy of them
 
 
-class Partition:
-    """Vectors sorted into lists around centroids, by spherical k-means.
+def best_of(rows: Rows, scores: Scores, count: int) -> tuple[Rows, Scores]:
+    """The rows with the best ``count`` scores, and those that tie with the last."""
+    if len(rows) <= count:
+        return rows, scores
+    keep = scores >= np.partition(scores, -count)[-count] - ROUNDING
+    return rows[keep], scores[keep]
 
-    Dhillon & Modha, "Concept Decompositions for Large Sparse Text Data Using Clustering", 2001.
+
+class Look(NamedTuple):
+    """What was found in some lists.
+
+    Attributes:
+        rows: those that may be among the nearest, and who ties with the last of these.
+        scores: theirs, float64.
+        tried: how many users are in the lists that were looked into.
+        compared: how many of them qualify.
+        ahead: how many are in lists that were not, in which there may be somebody nearer.
+    """
+
+    rows: Rows
+    scores: Scores
+    tried: int
+    compared: int
+    ahead: int
+
+    def followed_by(self, more: Look, count: int) -> Look:
+        """What was found in these and other rows; ``count`` are wanted."""
+        rows, scores = best_of(
+            np.concatenate([self.rows, more.rows]),
+            np.concatenate([self.scores, more.scores]),
+            count,
+        )
+        tried, compared = self.tried + more.tried, self.compared + more.compared
+        return Look(rows, scores, tried, compared, more.ahead)
+
+
+class Partition:
+    """Lists of neighbouring rows around centroids, and what may be expected in them.
+
+    The centroids are found by spherical k-means (Dhillon & Modha, "Concept Decompositions for Large
+    Sparse Text Data Using Clustering", 2001). Some users are asked about, to learn how similar the
+    best of all lists can be whose centroids are so similar to a vector, or less: where that is less
+    than what was found already, a search can stop. So it is the vectors who say how far it goes:
+    through a list or two where styles are clusters, through most lists where there are none.
 
     Args:
         centroids: unit vectors, float32, ``[lists, dim]``.
+        limits: float32, ``[steps]``: for scores of centroids from -1 to 1 in equal steps, the score
+            that nobody has in such lists, nor in those of lower scores.
+        starts: where each list begins among the sorted rows, and where the last one ends,
+            ``[lists + 1]``.
+        familiar: whoever is less similar to a centroid is a stranger: in no list, as nothing was
+            learnt about the likes of them.
     """
 
-    def __init__(self, centroids: Vector) -> None:
+    def __init__(self, centroids: Vector, limits: Vector, starts: Rows, familiar: float) -> None:
         self.centroids = centroids
-        self._all = np.arange(len(centroids))
-        self._rows = VectorRows(centroids.shape[1])
-        self._rows.replace(Coded.of(centroids))
+        self.limits = limits
+        self.starts = starts
+        self.familiar = familiar
+        self._coded = Coded.of(centroids)
 
     def __len__(self) -> int:
         return len(self.centroids)
 
     @classmethod
-    def of(cls, vectors: Vector, seed: int) -> Partition:
-        """Find centroids for unit vectors, ``[n, dim]``."""
-        rng = np.random.default_rng(seed)
-        lists = min(max(len(vectors) // _ROWS_PER_LIST, 1), _MAX_LISTS)
-        size = min(len(vectors), _SAMPLE_PER_LIST * lists)
-        sample = vectors[np.sort(rng.choice(len(vectors), size, replace=False))]
-        centroids = sample[rng.choice(size, lists, replace=False)]
-        for _ in range(_ITERATIONS):
-            nearest = _nearest_centroids(sample, centroids)
-            order = np.argsort(nearest, kind="stable")
-            used, starts = np.unique(nearest[order], return_index=True)
-            sums = np.add.reduceat(sample[order], starts, axis=0)
-            norms = np.linalg.norm(sums, axis=1, keepdims=True)
-            centroids[used] = np.divide(sums, norms, out=centroids[used], where=norms > 0)
-        return cls(centroids)
+    def of(cls, vectors: Vector, lists: npt.NDArray[np.uint16], centroids: Vector) -> Partition:
+        """Find out what may be expected in lists.
+
+        Args:
+            vectors: sorted by their lists, ``[n, dim]``.
+            lists: of the vectors, ascending, ``[n]``.
+            centroids: of the lists.
+        """
+        starts = list_starts(lists, len(centroids))
+        asked = np.linspace(0, len(vectors) - 1, min(_ASKED, len(vectors))).astype(np.intp)
+        limits = _limits(vectors, asked, starts, centroids)
+        own = np.einsum("ij,ij->i", vectors[asked], centroids[lists[asked]])
+        return cls(centroids, limits, starts, float(np.quantile(own, 1 - _LIMIT_QUANTILE)))
+
+    @property
+    def rows(self) -> int:
+        """How many rows are sorted into lists."""
+        return int(self.starts[-1])
 
     def assign(self, vectors: Vector) -> npt.NDArray[np.uint16]:
-        """The nearest list of each vector, ``[n]``."""
-        return _nearest_centroids(vectors, self.centroids)
+        """The nearest list of each vector, ``[n]``; ``len(self)`` for strangers."""
+        lists = nearest_centroids(vectors, self.centroids)
+        own = np.einsum("ij,ij->i", vectors, self.centroids[lists])
+        lists[own < self.familiar] = len(self)
+        return lists
 
-    def nearest(self, query: Vector, count: int) -> Rows:
-        """The ``count`` lists whose centroids are most similar to a vector, these first."""
-        lists: Rows = self._all
-        if count < len(lists):
-            lists = self._rows.shortlist(lists, query, count)
-        nearest: Rows = lists[np.argsort(-self._rows.scores(lists, query), kind="stable")]
-        return nearest[:count]
+    def look(
+        self,
+        coded: Coded,
+        query: Vector,
+        qualifying: Selector,
+        excluded: Rows,
+        count: int,
+        least: float,
+        most_tried: int,
+        seen: Mask,
+    ) -> Look:
+        """The nearest to a vector, of those in the lists nearest to it.
+
+        Args:
+            coded: the sorted rows, and perhaps more.
+            query: unit vector, float32, ``[dim]``.
+            qualifying: tells who qualifies.
+            excluded: rows to leave out, ascending.
+            count: how many are wanted.
+            least: the least score of those.
+            most_tried: no further list is looked into after so many users.
+            seen: lists that were looked into; these are added.
+        """
+        centres = self._coded
+        rows, scores, *counts = scan.look(
+            (centres.codes, centres.scales, centres.error, self.limits, self.starts, seen),
+            coded,
+            query,
+            qualifying.tests,
+            excluded,
+            count,
+            least,
+            most_tried,
+        )
+        return Look(np.frombuffer(rows, np.intp), np.frombuffer(scores), *counts)
 
 
-def _nearest_centroids(vectors: Vector, centroids: Vector) -> npt.NDArray[np.uint16]:
+def list_starts(lists: npt.NDArray[np.uint16], count: int) -> Rows:
+    """Where each of ``count`` lists begins among rows sorted by them, and where the last ends."""
+    starts: Rows = np.searchsorted(lists, np.arange(count + 1))
+    return starts
+
+
+def find_centroids(vectors: Vector, seed: int) -> Vector:
+    """Centroids for unit vectors ``[n, dim]``: unit vectors, ``[lists, dim]``."""
+    rng = np.random.default_rng(seed)
+    lists = min(max(len(vectors) // _ROWS_PER_LIST, 1), _MAX_LISTS)
+    size = min(len(vectors), _SAMPLE_PER_LIST * lists)
+    sample = vectors[np.sort(rng.choice(len(vectors), size, replace=False))]
+    centroids: Vector = sample[rng.choice(size, lists, replace=False)]
+    for _ in range(_ITERATIONS):
+        nearest = nearest_centroids(sample, centroids)
+        order = np.argsort(nearest, kind="stable")
+        used, starts = np.unique(nearest[order], return_index=True)
+        sums = np.add.reduceat(sample[order], starts, axis=0)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        centroids[used] = np.divide(sums, norms, out=centroids[used], where=norms > 0)
+    return centroids
+
+
+def nearest_centroids(vectors: Vector, centroids: Vector) -> npt.NDArray[np.uint16]:
+    """The nearest centroid of each vector, ``[n]``."""
     nearest = np.empty(len(vectors), np.uint16)
     for start in range(0, len(vectors), _BLOCK_ROWS):
         some = vectors[start : start + _BLOCK_ROWS]
         nearest[start : start + len(some)] = (some @ centroids.T).argmax(axis=1)
     return nearest
+
+
+def _limits(vectors: Vector, asked: Rows, starts: Rows, centroids: Vector) -> Vector:
+    """For scores of centroids, the best score in such lists, and in those of lower scores.
+
+    That of 99 in 100 of the users who are asked about, themselves left out.
+    """
+    filled = np.flatnonzero(np.diff(starts))
+    steps = np.linspace(-1, 1, _LIMITS, dtype=np.float32)
+    best = np.empty((len(asked), _LIMITS), np.float32)
+    at_once = max(_SCORES_AT_ONCE // len(vectors), 1)
+    for first in range(0, len(asked), at_once):
+        some = asked[first : first + at_once]
+        scores = vectors[some] @ vectors.T
+        scores[np.arange(len(some)), some] = -1
+        of_lists = np.maximum.reduceat(scores, starts[filled], axis=1)
+        of_centroids = vectors[some] @ centroids[filled].T
+        for place, (ours, theirs) in enumerate(zip(of_lists, of_centroids, strict=True), first):
+            order = np.argsort(theirs)
+            so_far = np.maximum.accumulate(np.concatenate([[-1], ours[order]]))
+            best[place] = so_far[np.searchsorted(theirs[order], steps, "right")]
+    limits: Vector = np.quantile(best, _LIMIT_QUANTILE, axis=0, method="higher")
+    return limits

@@ -142,7 +142,7 @@ def assert_it_finds_the_true_answers(data: ModuleType, people: Any, peer: Any) -
             )
 
 
-@pytest.mark.parametrize("name", ["Hnswlib", "FaissHnsw", "USearch", "Vibematch"])
+@pytest.mark.parametrize("name", ["Hnswlib", "FaissHnsw", "FaissIvf", "USearch", "Vibematch"])
 def test_a_peer_finds_the_true_answers_and_nobody_else(
     data: ModuleType, people: Any, tmp_path: Path, name: str
 ) -> None:
@@ -248,7 +248,7 @@ def test_a_database_finds_the_true_answers_and_nobody_else(
 @pytest.mark.slow
 def test_the_script_measures_what_it_built_before(tmp_path: Path) -> None:
     def run(*arguments: str) -> dict[str, Any]:
-        command = [sys.executable, BENCHMARKS / "search.py", "--users", "3000", "--dim", "32"]
+        command = [sys.executable, BENCHMARKS / "search.py", "--users", "5000", "--dim", "32"]
         folders = ["--index", tmp_path / "kept", "--out", tmp_path / "out", "--json"]
         done = subprocess.run(
             [*command, *folders, *arguments], check=True, capture_output=True, text=True
@@ -262,7 +262,7 @@ def test_the_script_measures_what_it_built_before(tmp_path: Path) -> None:
     recalls = [bar for bar in first["bars"] if bar["promise"].startswith("recall")]
     assert len(recalls) == 9
     assert all(bar["met"] for bar in recalls)
-    figures = first["figures"]["by_users"]["3000"]
+    figures = first["figures"]["by_users"]["5000"]
     assert figures.keys() == {
         *("search_ms", "build_s"),
         *("bytes_per_user", "mapped_bytes_per_user", "disk_bytes_per_user"),
@@ -273,4 +273,4 @@ def test_the_script_measures_what_it_built_before(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert second["tables"][0] == first["tables"][1]
     del figures["search_ms"]
-    assert second["figures"]["by_users"]["3000"] == figures
+    assert second["figures"]["by_users"]["5000"] == figures

@@ -7,6 +7,7 @@ whatever it has to say; in the end this one says the exit code, as ``{"ended": â
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -95,8 +96,8 @@ def write(path: str, seed: int, favourite: str) -> None:
 
 def answer(path: str, queries: list[list[float]], read_only: bool) -> None:
     """Open an index and search it by its graph; then write to it, unless it is only to be read."""
-    for name in ("EXACT_UP_TO", "_GRAPH_US", "_GRAPH_US_OF_FILTER", "_GRAPH_US_OF_RISK"):
-        setattr(planner, name, 0)
+    planner.EXACT_UP_TO = planner.FIRST_LOOK = 0
+    planner.scan_us = lambda *_: math.inf
     try:
         with MatchingEngine.open(path, read_only=read_only) as engine:
             _say({"found": [engine.search(vector=query, top_k=10) for query in queries]})

@@ -221,7 +221,7 @@ def test_match_can_explain_itself(couples: Path, capsys: pytest.CaptureFixture[s
     _, out, _ = run(capsys, "match", couples, "ann", "-k", 4, "--explain")
     *table, plan = out.splitlines()
     assert len(table) == 5
-    assert plan.startswith("compared 4 of the 4 who qualify")
+    assert plan.startswith("compared all 4 who qualify of 5 users")
     _, out, _ = run(capsys, "match", couples, "ann", "--explain", "--json")
     plan = json.loads(out)["plan"]
     assert (plan["strategy"], plan["users"], plan["qualifying"]) == ("scan", 5, 4)

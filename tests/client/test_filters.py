@@ -19,7 +19,7 @@ puts = st.tuples(st.integers(0, 30), values, values)
 
 def selected(columns: Columns, wanted: Filter, rows: int) -> list[int]:
     """Those of the first rows that qualify."""
-    return columns.selector(wanted).between(np.array([0]), np.array([rows])).tolist()
+    return columns.selector(wanted).before(rows).tolist()
 
 
 @pytest.fixture(params=[0, 4_096])
@@ -61,8 +61,7 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
         rows = narrowed.rows(len(known))
         assert (np.diff(rows) > 0).all()
         assert rows[columns.selector(wanted).places(rows)].tolist() == expected
-        assert set(narrowed.every(2).tolist()) <= set(rows.tolist())
-        assert len(rows) <= len(narrowed) == len(narrowed.every(1))
+        assert len(rows) <= len(narrowed)
 
 
 def test_a_selective_condition_is_looked_up() -> None:

@@ -46,17 +46,15 @@ def test_whoever_meets_all_conditions_is_selected(
     places = np.empty_like(some)
     kept = _scan.select(conditions, some, places)
     assert places[:kept].tolist() == np.flatnonzero(meet[some]).tolist()
-    bounds = np.sort(rng.integers(0, rows + 1, 6))
-    starts, ends = bounds[::2].copy(), bounds[1::2].copy()
-    found = np.empty((ends - starts).sum(), np.intp)
-    kept = _scan.select_between(conditions, starts, ends, found)
-    expected = [
-        row
-        for start, end in zip(starts, ends, strict=True)
-        for row in range(start, end)
-        if meet[row]
-    ]
-    assert found[:kept].tolist() == expected
+    starts = np.sort(rng.integers(0, rows + 1, 3))
+    their = {"their_vectors": np.zeros((rows, 8), np.float32), "their_scales": np.ones(rows, "f4")}
+    codes = np.zeros((rows, 8), np.int8)
+    found, _, tried, kept, _ = look(
+        starts=starts, tests=conditions, most=2**40, their_codes=codes, **their
+    )
+    expected = starts[0] + np.flatnonzero(meet[starts[0] : starts[2]])
+    assert sorted(np.frombuffer(found, np.intp)) == expected.tolist()
+    assert (tried, kept) == (starts[2] - starts[0], len(expected))
 
 
 @given(SOME, st.integers(1, 1_000))
@@ -92,14 +90,7 @@ def test_any_byte_but_zero_is_a_yes() -> None:
     mask, places = np.array([255, 0, 2], np.uint8).view(bool), np.empty(3, np.intp)
     assert _scan.select([(mask,)], ROWS, places) == 2
     assert places[:2].tolist() == [0, 2]
-    assert _scan.select_between([(mask,)], np.array([0]), np.array([3]), places) == 2
-
-
-def test_rows_near_the_last_number_there_is() -> None:
-    last = 2**63 - 1
-    found = np.empty(3, np.intp)
-    assert _scan.select_between([], np.array([last - 3]), np.array([last]), found) == 3
-    assert found.tolist() == [last - 3, last - 2, last - 1]
+    assert look(starts=np.array([0, 1, 3]), tests=[(mask,)])[3] == 2
 
 
 def test_codes_beyond_their_table_are_not_allowed() -> None:
@@ -107,6 +98,58 @@ def test_codes_beyond_their_table_are_not_allowed() -> None:
     rows, places = np.arange(5), np.empty(5, np.intp)
     assert _scan.select([(codes, np.ones(2, bool))], rows, places) == 1
     assert places[0] == 2
+
+
+STARTS, NOBODY = np.array([0, 1, 4]), np.empty(0, np.intp)
+LISTS = {
+    "centres": CODES[:2].copy(),
+    "scales": SCALES[:2].copy(),
+    "error": 0.0,
+    "limits": np.full(5, 9, np.float32),
+    "starts": STARTS,
+    "seen": np.zeros(2, bool),
+}
+USERS = {"vectors": FLOATS, "codes": CODES, "scales": SCALES, "error": 0.0}
+ASKED = {"query": FLOATS[0], "tests": [(YES,)], "out": NOBODY, "count": 1, "least": 0, "most": 9}
+
+
+def look(**changed: Any) -> Any:
+    """With some arguments changed; those of the users begin with ``their_``."""
+    lists, asked = ({key: changed.get(key, each) for key, each in part.items()}
+                    for part in (LISTS, ASKED))  # fmt: skip
+    users = {key: changed.get(f"their_{key}", each) for key, each in USERS.items()}
+    lists["seen"] = lists["seen"].copy()
+    return _scan.look(tuple(lists.values()), tuple(users.values()), *asked.values())
+
+
+def test_a_look() -> None:
+    rows, scores, *counts = look()
+    assert (np.frombuffer(rows, np.intp).tolist(), counts) == ([0, 1, 2, 3], [4, 4, 0]), "all tie"
+    assert np.frombuffer(scores).tolist() == [8.0] * 4
+
+
+@pytest.mark.parametrize("starts", [[0, 1, 5], [-1, 1, 4], [0, 3, 2], [2**63 - 1, 0, 4]])
+def test_a_look_reads_no_lists_that_are_not_there(starts: list[int]) -> None:
+    with pytest.raises(IndexError, match="no such lists"):
+        look(starts=np.array(starts))
+
+
+@pytest.mark.parametrize("count", [5, 2**31, 2**62, 2**63 - 1])
+def test_a_look_for_more_than_there_are(count: int) -> None:
+    rows, _, *counts = look(count=count)
+    assert (sorted(np.frombuffer(rows, np.intp)), counts) == ([0, 1, 2, 3], [4, 4, 0])
+
+
+def test_a_look_reads_no_limit_beyond_its_end() -> None:
+    limits = np.full(2**24 + 5, -9, np.float32)
+    limits[-1] = 9
+    rows, _, *counts = look(limits=limits[:-1])
+    assert (rows, counts) == (b"", [0, 0, 0]), "nobody is good enough"
+
+
+def test_a_look_reads_no_condition_beyond_its_end() -> None:
+    with pytest.raises(IndexError, match="no such lists"):
+        look(tests=[(YES,), (NUMBERS[:3], 0, 1)])
 
 
 def with_arguments(call: Callable[..., Any], *tried: tuple[Any, ...]) -> list[Callable[[], Any]]:
@@ -150,15 +193,27 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
             ([(VALUES, YES, VALUES, NUMBERS)], ROWS, OUT),
             ([(VALUES, 0, 1)], ROWS, OUT),
         ),
-        *with_arguments(
-            _scan.select_between,
-            ([], np.array([0]), np.array([3]), np.empty(2, np.intp)),
-            ([], np.array([2]), np.array([0]), OUT),
-            ([], np.array([-1]), np.array([1]), OUT),
-            ([], np.array([0]), np.array([1, 2]), OUT),
-            ([(YES,)], np.array([3]), np.array([5]), OUT),
-            ([], np.array([0, -(2**63)]), np.array([0, 2**63 - 1]), OUT),
-        ),
+        *[
+            lambda changed=changed: look(**changed)
+            for changed in (
+                {"centres": CODES},
+                {"centres": CODES[:2, :7].copy()},
+                {"scales": SCALES},
+                {"limits": np.ones(1, np.float32)},
+                {"limits": np.ones(5)},
+                {"starts": np.array([0, 4])},
+                {"seen": YES},
+                {"their_vectors": FLOATS[:3]},
+                {"their_vectors": FLOATS[:, :7].copy()},
+                {"their_codes": CODES[:3]},
+                {"their_codes": CODES[:, :7].copy()},
+                {"their_scales": SCALES[:3]},
+                {"query": FLOATS[0, :7].copy()},
+                {"out": SCALES},
+                {"count": 0},
+                {"tests": [()]},
+            )
+        ],
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(ask: Callable[[], Any]) -> None:
@@ -181,6 +236,11 @@ def test_nothing_is_written_that_may_not_be() -> None:
         lambda: _scan.dots(FLOATS, FLOATS[0], ROWS, scores),
         lambda: _scan.select([(YES,)], ROWS, rows),
         lambda: _scan.ascending(rows, 4),
+        lambda: _scan.look(
+            (*list(LISTS.values())[:-1], np.frombuffer(b"\0\0", bool)),
+            tuple(USERS.values()),
+            *ASKED.values(),
+        ),
     ):
         with pytest.raises((ValueError, BufferError), match=r"read-only|not writable"):
             ask()

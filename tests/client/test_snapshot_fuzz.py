@@ -31,7 +31,8 @@ from tests.client.reference import (
 
 from vibematch.engine import MatchingEngine
 from vibematch.errors import StoreError
-from vibematch.records import Profile
+from vibematch.index import HnswIndex
+from vibematch.records import Profile, UserRow
 from vibematch.snapshot import FILENAME
 
 USERS = 300
@@ -138,7 +139,7 @@ def bring(source: Path, folder: Path) -> None:
         shutil.copy(new, folder)
 
 
-def seal(folder: Path, header: dict[str, Any], arrays: bytes, version: int = 3) -> None:
+def seal(folder: Path, header: dict[str, Any], arrays: bytes, version: int = 4) -> None:
     """Write a snapshot with a right digest before it."""
     content = json.dumps(header).encode().ljust(553) + b"\n" + arrays
     digest = hashlib.sha256(content).hexdigest()
@@ -150,7 +151,7 @@ def unseal(folder: Path) -> tuple[dict[str, Any], bytes]:
     return json.loads(header), arrays
 
 
-def forge(folder: Path, version: int = 3) -> None:
+def forge(folder: Path, version: int = 4) -> None:
     """Give each row to another user."""
     header, arrays = unseal(folder)
     start = header["rows"] * (5 * header["dim"] + 4)  # behind vectors, codes and scales
@@ -176,7 +177,7 @@ def test_an_undamaged_snapshot(site: Site, read_only: bool) -> None:
 
 
 def test_a_snapshot_of_a_newer_format(site: Site) -> None:
-    site.survives(lambda folder: forge(folder, version=4))
+    site.survives(lambda folder: forge(folder, version=5))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,10 @@ def test_a_snapshot_of_a_newer_format(site: Site) -> None:
         {"rows": 2**40},
         {"rows": -1},
         {"lists": 10**6},
+        {"lists": 1},
+        {"limits": 10**6},
+        {"limits": -1},
+        {"familiar": float("nan")},
         {"sorted_rows": 10**6},
         {"sorted_rows": -1},
         {"code_error": -1.0},
@@ -205,6 +210,28 @@ def test_a_header_that_makes_no_sense(site: Site, change: dict[str, Any]) -> Non
         seal(folder, {**header, **change}, arrays)
 
     site.survives(damage)
+
+
+@pytest.mark.parametrize("damage", ["nothing", "limits", "centroids", "lists", "short"])
+def test_lists_that_make_no_sense(tmp_path: Path, damage: str) -> None:
+    vectors = unit(np.random.default_rng(0).normal(size=(4_000, DIM))).astype(np.float32)
+    people = [UserRow(n + 1, f"u{n:04d}", 1, 1, {}, {}) for n in range(4_000)]
+    HnswIndex.gather(DIM, [(people, vectors)], 1).save(tmp_path, "f")
+    header, arrays = unseal(tmp_path)
+    assert (header["lists"], header["limits"]) == (10, 257)
+    floats = np.frombuffer(arrays[-4 * (10 * DIM + 257) :], "<f4").copy()
+    if damage == "limits":
+        floats[-1] = -1
+    if damage == "centroids":
+        floats[3] = np.nan
+    lists = np.frombuffer(arrays[-floats.nbytes - 8_000 : -floats.nbytes], "<u2").copy()
+    if damage == "lists":
+        lists = lists[::-1]
+    arrays = arrays[: -floats.nbytes - 8_000] + lists.tobytes() + floats.tobytes()
+    if damage == "short":
+        header["lists"], arrays = 11, arrays[:-4]
+    seal(tmp_path, header, arrays)
+    assert (HnswIndex.load(tmp_path, "f", DIM, people) is None) == (damage != "nothing")
 
 
 def test_a_header_with_something_missing(site: Site) -> None:
@@ -244,7 +271,7 @@ def test_missing_pieces(site: Site, which: list[str], read_only: bool) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\0" * 5_000, b"vibematch-snapshot 3 \n{}"],
+    [b"", b"\0" * 5_000, b"vibematch-snapshot 4 \n{}"],
     ids=lambda content: f"{len(content)} bytes",
 )
 @pytest.mark.parametrize("which", ["graph", "snapshot"])

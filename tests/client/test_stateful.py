@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import tempfile
 from collections import Counter
@@ -100,14 +101,13 @@ def test_columns_select_whom_a_loop_selects(
     qualifying = [place for place, row in enumerate(sorted(rows)) if expected[row]]
     alive = np.ones(len(rows), bool)
     alive[data.draw(st.sampled_from(sorted(rows)))] = data.draw(st.booleans())
-    starts, ends = np.array([0, 0, len(rows) // 2]), np.array([0, len(rows) // 2, len(rows)])
-    assert columns.selector(wanted).between(starts, ends).tolist() == qualifying
+    assert columns.selector(wanted).before(len(rows)).tolist() == qualifying
     living = [row for row in qualifying if alive[row]]
-    assert columns.selector(wanted, alive).between(starts, ends).tolist() == living
+    assert columns.selector(wanted, alive).before(len(rows)).tolist() == living
     chosen = columns.selector(wanted).places(np.array(some, np.intp))
     assert chosen.tolist() == [place for place, row in enumerate(some) if expected[row]]
     taken = columns.take(np.array(some, np.intp)).selector(wanted)
-    assert taken.between(np.array([0]), np.array([len(some)])).tolist() == chosen.tolist()
+    assert taken.before(len(some)).tolist() == chosen.tolist()
 
 
 def test_columns_grow_past_their_first_size() -> None:
@@ -115,7 +115,7 @@ def test_columns_grow_past_their_first_size() -> None:
     for row in range(5_000):
         columns.put(row, {"number": row, "even": row % 2 == 0}, {"number": (row, row + 1)})
     selector = columns.selector(Filter([("even", True)], {"number": 4_000}))
-    assert selector.between(np.array([0]), np.array([5_000])).tolist() == [4_000]
+    assert selector.before(5_000).tolist() == [4_000]
 
 
 # --- the whole engine
@@ -376,9 +376,11 @@ def sequences(machine: type[EngineMachine], examples: int, steps: int) -> None:
 def graph_from_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """And all that happens by itself with many users."""
     monkeypatch.setattr(planner, "EXACT_UP_TO", 0)
-    monkeypatch.setattr(planner, "_GRAPH_US", 0.0)
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_FILTER", 0.0)
-    monkeypatch.setattr(planner, "_GRAPH_US_OF_RISK", 0.0)
+    monkeypatch.setattr(planner, "FIRST_LOOK", 20)  # some are found in lists,
+    monkeypatch.setattr(planner, "scan_us", lambda *_: math.inf)
+    monkeypatch.setattr("vibematch.vectors._ROWS_PER_LIST", 10)
+    unsettled = np.full(9, 2, np.float32)  # but others might always be nearer
+    monkeypatch.setattr("vibematch.vectors._limits", lambda *_: unsettled)
     monkeypatch.setattr(index, "_PARTITIONED_FROM", 50)
     monkeypatch.setattr(index, "_FEW_FREE", 5)
     monkeypatch.setattr(index, "_MOST_FREE", 0.05)
@@ -386,8 +388,11 @@ def graph_from_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("graph_from_the_first_user")
-def test_many_with_the_very_same_vector_do_not_hide_the_others(tmp_path: Path) -> None:
+def test_many_with_the_very_same_vector_do_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Like those of a default picture: hnswlib alone links them to nobody but each other."""
+    monkeypatch.setattr(planner, "FIRST_LOOK", 0)  # lists would find them
     rng = np.random.default_rng(7)
     others = unit(rng.normal(size=(600, DIM)))
     same = [stored([1, 0, 0, 0])]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vibematch.vectors import Coded, Partition, VectorRows
+from vibematch.filters import Selector
+from vibematch.vectors import Coded, Partition, VectorRows, find_centroids, nearest_centroids
 
 SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -101,11 +102,86 @@ def test_equal_vectors_have_equal_scores_wherever_they_lie() -> None:
     assert len(np.unique(scores)) == 1
 
 
-@given(SOME, st.integers(1, 100))
-def test_the_nearest_lists_come_first(rng: np.random.Generator, count: int) -> None:
-    centroids = unit_rows(rng, 80, 16)
-    partition, query = Partition(centroids), unit_rows(rng, 1, 16)[0]
-    scores = centroids.astype(np.float64) @ query
-    nearest = partition.nearest(query, count)
-    assert scores[nearest] == pytest.approx(np.sort(scores)[::-1][:count], abs=1e-12)
-    assert nearest.tolist() == partition.nearest(query, 80)[:count].tolist()
+def random_lists(rng: np.random.Generator, vectors: np.ndarray) -> Partition:
+    """Any lists, also empty ones, around centroids that need not be theirs."""
+    count = int(rng.integers(1, 20))
+    limits = np.sort(rng.uniform(-1, 1, rng.integers(2, 300))).astype(np.float32)
+    starts = np.sort(rng.integers(0, len(vectors) + 1, count + 1))
+    return Partition(unit_rows(rng, count, vectors.shape[1]), limits, starts, 0.0)
+
+
+@given(SOME, st.integers(0, 600), st.integers(1, 30), st.sampled_from([0, 1, 100, 10**6]))
+def test_a_look_finds_the_nearest_in_the_nearest_lists(
+    rng: np.random.Generator, users: int, count: int, most_tried: int
+) -> None:
+    dim = int(rng.integers(1, 40))
+    vectors, query = unit_rows(rng, users, dim), unit_rows(rng, 1, dim)[0]
+    coded, partition = Coded.of(vectors), random_lists(rng, vectors)
+    qualifies = rng.random(users) < rng.choice([0.1, 1.0])
+    excluded = np.unique(rng.integers(0, users + 1, rng.integers(0, 20)))
+    least = float(rng.choice([-np.inf, -0.2, 0.5]))
+    before = rng.random(len(partition)) < rng.choice([0.0, 0.5])
+    seen = before.copy()
+    look = partition.look(
+        coded, query, Selector([(qualifies,)]), excluded, count, least, most_tried, seen
+    )
+
+    sizes = np.diff(partition.starts)
+    new, left = np.flatnonzero(seen & ~before), np.flatnonzero(~seen)
+    assert (seen | ~before).all()
+    assert look.tried == sizes[new].sum()
+    inside = [np.arange(*partition.starts[[one, one + 1]]) for one in new]
+    rows = np.concatenate([*inside, np.empty(0, int)]).astype(int)
+    rows = rows[qualifies[rows] & ~np.isin(rows, excluded)]
+    assert look.compared == len(rows)
+
+    exact = vectors.astype(np.float64) @ query.astype(np.float64)
+    best = np.sort(exact[rows])[::-1]
+    needed = max(least, best[count - 1] if len(best) >= count else -np.inf)
+    assert look.scores == pytest.approx(exact[look.rows], abs=1e-12)
+    assert len(set(look.rows.tolist())) == len(look.rows)
+    assert set(rows[exact[rows] >= needed].tolist()) <= set(look.rows.tolist())
+    assert set(look.rows.tolist()) <= set(rows[exact[rows] >= needed - 5e-6].tolist())
+
+    of_lists = partition.centroids.astype(np.float64) @ query
+    off = 0.03  # more than codes can be, of lists and of users
+    if len(new) and len(left):
+        assert of_lists[new].min() >= of_lists[left].max() - off
+
+    def ahead(score_off: float, needed: float) -> int:
+        steps = (of_lists[left] + score_off + 1) / 2 * (len(partition.limits) - 1)
+        places = np.ceil(steps).astype(int).clip(0, len(partition.limits) - 1)
+        return int(sizes[left][partition.limits[places] >= needed].sum())
+
+    assert ahead(0, needed) <= look.ahead <= ahead(off, needed - off)
+    if look.tried < most_tried:
+        assert look.ahead == 0, "it stops when it is settled, or was enough"
+
+
+def test_what_may_be_expected_in_lists_is_what_is_there() -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit_rows(rng, 900, 16)
+    centroids = find_centroids(vectors, seed=0)
+    lists = nearest_centroids(vectors, centroids)
+    order = np.argsort(lists, kind="stable")
+    vectors, lists = vectors[order], lists[order]
+    partition = Partition.of(vectors, lists, centroids)
+    assert np.diff(partition.limits).min() >= 0
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -1)
+    near = vectors @ centroids.T
+    for step in (20, 128, 160, 200, 256):
+        below = near <= np.linspace(-1, 1, 257)[step]
+        best = np.where(below[:, lists], scores, -1).max(axis=1)
+        limit = partition.limits[step]
+        assert np.mean(best <= limit + 1e-6) >= 0.96
+        assert limit == -1 or np.mean(best <= limit - 0.1) < 1
+
+
+def test_lists_of_very_few() -> None:
+    vector = np.ones((1, 4), np.float32) / 2
+    partition = Partition.of(vector, np.zeros(1, np.uint16), vector)
+    seen = np.zeros(1, bool)
+    nobody = np.empty(0, np.intp)
+    look = partition.look(Coded.of(vector), vector[0], Selector([]), nobody, 3, -2, 9, seen)
+    assert (look.rows.tolist(), look.tried, look.ahead) == ([0], 1, 0)
