@@ -24,7 +24,8 @@
 #define LESSER(one, other) ((one) < (other) ? (one) : (other))
 #define ROUNDING 4e-6f /* of scores in single precision, and of ties */
 
-enum { LANES = 8, CACHE_LINE = 64, AHEAD = 8, QUERY_STEPS = 8191, AT_ONCE = 512, BATCH = 32 };
+enum { LANES = 8, CACHE_LINE = 64, AHEAD = 8, QUERY_STEPS = 8191, AT_ONCE = 512, BATCH = 32,
+       NEAR = 50 };
 
 /* Whole numbers, whose sum compilers may take in any order. */
 INLINE int32_t dot_code(const int8_t *code, const int16_t *query, Py_ssize_t dim)
@@ -567,8 +568,8 @@ typedef struct {
     uint8_t *seen;
     int64_t *rows;
     float *scores, *heap;
-    Py_ssize_t room, found, compared;
-    int64_t tried, ahead;
+    Py_ssize_t room, found, compared, near_found;
+    int64_t tried, near_tried, ahead;
 } Look;
 
 /* The best score that anybody is expected to have in lists of this score, or of a lower one. */
@@ -630,6 +631,10 @@ static int find_in_list(Look *look, int32_t list)
     }
     look->seen[list] = 1;
     look->tried += end - look->starts[list];
+    if (look->near_tried < NEAR) {
+        look->near_tried = look->tried;
+        look->near_found = look->found;
+    }
     return 1;
 }
 
@@ -708,7 +713,8 @@ static Py_ssize_t keep_nearest(Look *look, double *exact)
     return kept;
 }
 
-/* Rows and their scores, as bytes; how many were tried and compared, and are ahead. */
+/* Rows and their scores, as bytes; how many were tried and compared, and are ahead; the share of
+ * those nearest who qualify. */
 static PyObject *found_by(Look *look, const float *vectors, const float *query)
 {
     double *exact = malloc((look->found + 1) * sizeof *exact);
@@ -719,9 +725,9 @@ static PyObject *found_by(Look *look, const float *vectors, const float *query)
     look->found = keep_nearest(look, exact);
     Py_END_ALLOW_THREADS
     PyObject *result = Py_BuildValue(
-        "y#y#LnL", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
+        "y#y#LnLd", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
         look->found * (Py_ssize_t)sizeof *exact, (long long)look->tried, look->compared,
-        (long long)look->ahead);
+        (long long)look->ahead, GREATER(look->near_found, 0.5) / GREATER(look->near_tried, 1));
     free(exact);
     return result;
 }

@@ -509,16 +509,17 @@ class HnswIndex:
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
         plan, few = Plan("scan", len(self._rows)), search.few
-        are_known = few is not None and len(few) <= planner.COMPARED_AT_ONCE
-        if plan.users <= planner.EXACT_UP_TO or are_known:
+        if plan.users <= planner.EXACT_UP_TO or (
+            few is not None and planner.are_compared(len(few), search.top_k, plan.users)
+        ):
             return self._compare_all(search, plan)
         seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
         look = self._look(search, seen, planner.FIRST_LOOK)
         if look.ahead:
-            share = max(look.compared, 0.5) / max(look.tried, 1) if search.is_filtered else 1.0
+            share = look.compared / max(look.tried, 1)
             ahead_us = self._scan_us(look.ahead, share * look.ahead, share)
             few_us = math.inf if few is None else self._scan_us(len(few), len(few), 0)
-            plan = self._think_of_graph(search, share, min(ahead_us, few_us), plan)
+            plan = self._think_of_graph(search, look.share, min(ahead_us, few_us), plan)
             if plan.fetched is not None:
                 found = self._ask_graph(search, plan.fetched, look)
                 if found is not None:
@@ -544,10 +545,11 @@ class HnswIndex:
 
         Args:
             search: the question.
-            share: how many of those near the query qualify, in (0, 1].
+            share: about how many of those nearest to the query qualify, in (0, 1].
             scan_us: expected microseconds of a scan.
             plan: what there is to say so far.
         """
+        share = share if search.is_filtered else 1.0
         fetch = planner.fetch_for(search.top_k + len(search.excluded), share)
         if search.is_filtered:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(plan.users), plan.users // 4))
@@ -571,7 +573,7 @@ class HnswIndex:
             least: the least score that is of use, if it is more than what is asked for.
         """
         if self._partition is None:
-            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users))
+            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users), 0.5)
         return self._partition.look(
             self._vectors.first_block(),
             search.vector,
@@ -607,7 +609,7 @@ class HnswIndex:
         tried = len(rows)
         rows = _without(rows[search.qualifying.places(rows)], search.excluded)
         near, scores = self._nearest(rows, search, search.least)
-        return look.followed_by(Look(near, scores, tried, len(rows), look.ahead), search.top_k)
+        return look.followed_by(Look(near, scores, tried, len(rows), look.ahead, 1), search.top_k)
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:
         """The best of the nearest users and of those found; ``None`` if too few qualify."""

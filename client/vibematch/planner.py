@@ -94,6 +94,11 @@ def ef_search(users: int) -> int:
     return _EF_SEARCH if users < _MANY_USERS else 2 * _EF_SEARCH
 
 
+def are_compared(few: int, top_k: int, users: int) -> bool:
+    """Whether to compare all of a few at once, as that is quick, or a look would find too few."""
+    return few <= COMPARED_AT_ONCE or few * FIRST_LOOK < top_k * users
+
+
 def compared_at_least(top_k: int) -> int:
     """How many users a scan compares before it stops though it is not settled."""
     return max(_COMPARED_AT_LEAST, _COMPARED_PER_MATCH * top_k)

@@ -250,6 +250,7 @@ class Look(NamedTuple):
         tried: how many users are in the lists that were looked into.
         compared: how many of them qualify.
         ahead: how many are in lists that were not, in which there may be somebody nearer.
+        share: about how many of the nearest qualify, in (0, 1]: of those in the nearest list.
     """
 
     rows: Rows
@@ -257,6 +258,7 @@ class Look(NamedTuple):
     tried: int
     compared: int
     ahead: int
+    share: float
 
     def followed_by(self, more: Look, count: int) -> Look:
         """What was found in these and other rows; ``count`` are wanted."""
@@ -266,7 +268,7 @@ class Look(NamedTuple):
             count,
         )
         tried, compared = self.tried + more.tried, self.compared + more.compared
-        return Look(rows, scores, tried, compared, more.ahead)
+        return Look(rows, scores, tried, compared, more.ahead, self.share)
 
 
 class Partition:
@@ -349,7 +351,7 @@ class Partition:
             seen: lists that were looked into; these are added.
         """
         centres = self._coded
-        rows, scores, *counts = scan.look(
+        rows, scores, tried, compared, ahead, share = scan.look(
             (centres.codes, centres.scales, centres.error, self.limits, self.starts, seen),
             coded,
             query,
@@ -359,7 +361,8 @@ class Partition:
             least,
             most_tried,
         )
-        return Look(np.frombuffer(rows, np.intp), np.frombuffer(scores), *counts)
+        found, theirs = np.frombuffer(rows, np.intp), np.frombuffer(scores)
+        return Look(found, theirs, tried, compared, ahead, share)
 
 
 def list_starts(lists: npt.NDArray[np.uint16], count: int) -> Rows:

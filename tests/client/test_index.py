@@ -369,6 +369,23 @@ def test_how_far_to_look_is_learnt_from_the_vectors(kind: str, share: float) -> 
         assert np.median(tried) > 4_000, "or it was luck"
 
 
+@pytest.mark.parametrize(
+    ("few", "users", "are_compared"),
+    [(150, 10_000, True), (1_000, 100_000, False), (1_000, 10**6, True), (10_000, 10**6, False)],
+)
+def test_a_few_are_compared_at_once_where_a_look_would_find_too_few(
+    few: int, users: int, are_compared: bool
+) -> None:
+    assert planner.are_compared(few, 10, users) == are_compared
+
+
+def test_the_graph_is_not_asked_where_the_nearest_do_not_qualify(styles: Styles) -> None:
+    for query, own in zip(styles.vectors[:30], styles.style[:30], strict=True):
+        others = [int(other) for other in range(100) if other != own]
+        _, plan = styles.index.search(Question(query, 10, Filter([("style", others)])))
+        assert plan.fetched is None
+
+
 def test_a_few_who_are_known_are_looked_for_in_the_nearest_lists(styles: Styles) -> None:
     hits = 0
     for query, own in zip(styles.vectors[:30], styles.style[:30], strict=True):

@@ -49,7 +49,7 @@ def test_whoever_meets_all_conditions_is_selected(
     starts = np.sort(rng.integers(0, rows + 1, 3))
     their = {"their_vectors": np.zeros((rows, 8), np.float32), "their_scales": np.ones(rows, "f4")}
     codes = np.zeros((rows, 8), np.int8)
-    found, _, tried, kept, _ = look(
+    found, _, tried, kept, _, _ = look(
         starts=starts, tests=conditions, most=2**40, their_codes=codes, **their
     )
     expected = starts[0] + np.flatnonzero(meet[starts[0] : starts[2]])
@@ -123,8 +123,9 @@ def look(**changed: Any) -> Any:
 
 
 def test_a_look() -> None:
-    rows, scores, *counts = look()
+    rows, scores, *counts, share = look()
     assert (np.frombuffer(rows, np.intp).tolist(), counts) == ([0, 1, 2, 3], [4, 4, 0]), "all tie"
+    assert share == 1
     assert np.frombuffer(scores).tolist() == [8.0] * 4
 
 
@@ -136,14 +137,14 @@ def test_a_look_reads_no_lists_that_are_not_there(starts: list[int]) -> None:
 
 @pytest.mark.parametrize("count", [5, 2**31, 2**62, 2**63 - 1])
 def test_a_look_for_more_than_there_are(count: int) -> None:
-    rows, _, *counts = look(count=count)
+    rows, _, *counts, _ = look(count=count)
     assert (sorted(np.frombuffer(rows, np.intp)), counts) == ([0, 1, 2, 3], [4, 4, 0])
 
 
 def test_a_look_reads_no_limit_beyond_its_end() -> None:
     limits = np.full(2**24 + 5, -9, np.float32)
     limits[-1] = 9
-    rows, _, *counts = look(limits=limits[:-1])
+    rows, _, *counts, _ = look(limits=limits[:-1])
     assert (rows, counts) == (b"", [0, 0, 0]), "nobody is good enough"
 
 

@@ -154,6 +154,13 @@ def test_a_look_finds_the_nearest_in_the_nearest_lists(
         return int(sizes[left][partition.limits[places] >= needed].sum())
 
     assert ahead(0, needed) <= look.ahead <= ahead(off, needed - off)
+    order = new[np.argsort(-of_lists[new], kind="stable")]
+    enough = np.searchsorted(np.cumsum(sizes[order]), 50) + 1
+    inside = [np.arange(*partition.starts[[one, one + 1]]) for one in order[:enough]]
+    near = np.concatenate([*inside, np.empty(0, int)]).astype(int)
+    qualifying = np.count_nonzero(qualifies[near] & ~np.isin(near, excluded))
+    if np.diff(-of_lists[order]).min(initial=1) > off:  # there is no other order
+        assert look.share == max(qualifying, 0.5) / max(len(near), 1)
     if look.tried < most_tried:
         assert look.ahead == 0, "it stops when it is settled, or was enough"
 
