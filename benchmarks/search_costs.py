@@ -32,17 +32,19 @@ def tables(engine: MatchingEngine, people: People) -> list[Table]:
     """
     if engine._live.index._partition is None:
         return []  # so few users are not put into lists: there is nothing to choose
-    cost = planner.vector_cost(*people.vectors.shape)
+    users, dim = people.vectors.shape
+    cost, in_order = planner.vector_cost(users, dim), planner.vector_cost(0, dim)
     nobody_us = _median_us(engine, people, min_score=1.0)
     graph_terms, graph_us = [], []
     for fetch, filtered in itertools.product(_FETCHES, (False, True)):
         if fetch <= len(people) / 4:
-            graph_terms.append([1.0, fetch * cost, filtered])
+            in_view = max(fetch, planner.ef_search(users))
+            graph_terms.append([1.0, in_view * cost, filtered])
             graph_us.append(_forced_graph(engine, people, fetch, filtered=filtered) - nobody_us)
     scan_terms, scan_us = [], []
     for share, tried in itertools.product(_SHARES, _TRIED):
         if tried <= len(people):
-            compared = share * tried * (share + (1 - share) * cost)
+            compared = share * tried * (share * in_order + (1 - share) * cost)
             scan_terms.append([1.0, tried, compared])
             scan_us.append(_forced_scan(engine, people, share, tried) - nobody_us)
     return [

@@ -208,8 +208,8 @@ static int are_within(const int64_t *rows, Py_ssize_t count, Py_ssize_t end)
     return !is_outside;
 }
 
-/* Where "near" is for a kind of vector whose codes are off by so much, and the query's by as much
- * as that: two scores may both be off, in opposite directions; all vectors are of unit length. */
+/* How far below the last rough score somebody may be, and be among the nearest all the same: both
+ * scores may be off, in opposite directions; all vectors are of unit length. */
 INLINE float slack_of(float error, float query_error)
 {
     return 2 * (error + (1 + error) * query_error) + ROUNDING;
@@ -576,7 +576,7 @@ typedef struct {
 INLINE float limit_of(const Look *look, float score)
 {
     Py_ssize_t last = look->limit_count - 1;
-    float part = (score + look->lists.error + look->query_error + 1) / 2;
+    float part = (score + slack_of(look->lists.error, look->query_error) / 2 + 1) / 2;
     Py_ssize_t step = (Py_ssize_t)ceil(LESSER(GREATER(part, 0), 1) * (double)last);
     return look->limits[LESSER(step, last)];
 }
@@ -713,8 +713,8 @@ static Py_ssize_t keep_nearest(Look *look, double *exact)
     return kept;
 }
 
-/* Rows and their scores, as bytes; how many were tried and compared, and are ahead; the share of
- * those nearest who qualify. */
+/* Rows and their scores, as bytes; how many were tried and compared, and are ahead; the share who
+ * qualify of those in the nearest lists that hold NEAR users. */
 static PyObject *found_by(Look *look, const float *vectors, const float *query)
 {
     double *exact = malloc((look->found + 1) * sizeof *exact);
@@ -815,7 +815,7 @@ static PyObject *look(PyObject *self, PyObject *arguments)
         } else if (!are_stretches(look.starts, lists, LESSER(end, users[0]))) {
             PyErr_SetString(PyExc_IndexError, "there are no such lists");
         } else {
-            look.wanted = LESSER(look.wanted, users[0] + 1); /* of so many, some are ahead always */
+            look.wanted = LESSER(look.wanted, users[0] + 1); /* then the heap is never full */
             result = answer(&look, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
         }
         close_arrays(a, ARRAYS);

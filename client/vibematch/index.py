@@ -516,7 +516,7 @@ class HnswIndex:
         seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
         look = self._look(search, seen, planner.FIRST_LOOK)
         if look.ahead:
-            share = look.compared / max(look.tried, 1)
+            share = look.compared / look.tried if look.tried else look.share
             ahead_us = self._scan_us(look.ahead, share * look.ahead, share)
             few_us = math.inf if few is None else self._scan_us(len(few), len(few), 0)
             plan = self._think_of_graph(search, look.share, min(ahead_us, few_us), plan)
@@ -573,7 +573,8 @@ class HnswIndex:
             least: the least score that is of use, if it is more than what is asked for.
         """
         if self._partition is None:
-            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users), 0.5)
+            share = 0.5 if search.is_filtered else 1.0
+            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users), share)
         return self._partition.look(
             self._vectors.first_block(),
             search.vector,

@@ -38,7 +38,7 @@ _GRAPH_US: Final = 130.0
 _GRAPH_US_PER_USER: Final = 0.35
 _GRAPH_US_OF_FILTER: Final = 10.0
 _SCAN_US: Final = 30.0
-_SCAN_US_PER_ROW: Final = 0.001  # 0.0003 out of the cache
+_SCAN_US_PER_ROW: Final = 0.001  # 0.0003 where the columns are in the cache
 _SCAN_US_PER_QUALIFYING: Final = 0.019
 _DIM: Final = 256
 _CACHE_BYTES: Final = 16e6
@@ -141,7 +141,7 @@ def scan_us(tried: float, compared: float, share: float, users: int, dim: int) -
     Args:
         tried: on how many users a filter is tried.
         compared: how many of these are compared.
-        share: of those who lie side by side; the memory of all of them would be read in order.
+        share: how many of those side by side in memory are compared; 1: it is read in order.
         users: how many there are.
         dim: length of a vector.
     """
@@ -150,7 +150,7 @@ def scan_us(tried: float, compared: float, share: float, users: int, dim: int) -
 
 
 def vector_cost(users: int, dim: int) -> float:
-    """What it costs to compare a vector: 1 for 256 dimensions out of the processor's cache.
+    """What it costs to compare a vector: 1 for 256 dimensions that are in the processor's cache.
 
     Beyond the cache it grows with a power of the index's size, up to three times as much: fitted,
     like the microseconds.

@@ -223,10 +223,10 @@ def _read_graph(folder: Path, header: _Header) -> Any:
 
 
 def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
-    array = np.frombuffer(file.read(max(count, 0) * np.dtype(dtype).itemsize), dtype)
-    if len(array) != count:
+    size = count * np.dtype(dtype).itemsize
+    if not 0 <= size <= os.fstat(file.fileno()).st_size - file.tell():
         raise ValueError("it ends too early")
-    return array
+    return np.frombuffer(file.read(size), dtype)
 
 
 def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:

@@ -250,7 +250,7 @@ class Look(NamedTuple):
         tried: how many users are in the lists that were looked into.
         compared: how many of them qualify.
         ahead: how many are in lists that were not, in which there may be somebody nearer.
-        share: about how many of the nearest qualify, in (0, 1]: of those in the nearest list.
+        share: about how many of the nearest qualify, in (0, 1]: of 50 or more in the nearest lists.
     """
 
     rows: Rows
@@ -278,7 +278,7 @@ class Partition:
     Sparse Text Data Using Clustering", 2001). Some users are asked about, to learn how similar the
     best of all lists can be whose centroids are so similar to a vector, or less: where that is less
     than what was found already, a search can stop. So it is the vectors who say how far it goes:
-    through a list or two where styles are clusters, through most lists where there are none.
+    through a few lists where styles are clusters, through most lists where there are none.
 
     Args:
         centroids: unit vectors, float32, ``[lists, dim]``.
@@ -404,6 +404,7 @@ def _limits(vectors: Vector, asked: Rows, starts: Rows, centroids: Vector) -> Ve
     """
     filled = np.flatnonzero(np.diff(starts))
     steps = np.linspace(-1, 1, _LIMITS, dtype=np.float32)
+    steps[-1] = np.inf  # rounding
     best = np.empty((len(asked), _LIMITS), np.float32)
     at_once = max(_SCORES_AT_ONCE // len(vectors), 1)
     for first in range(0, len(asked), at_once):
@@ -414,7 +415,11 @@ def _limits(vectors: Vector, asked: Rows, starts: Rows, centroids: Vector) -> Ve
         of_centroids = vectors[some] @ centroids[filled].T
         for place, (ours, theirs) in enumerate(zip(of_lists, of_centroids, strict=True), first):
             order = np.argsort(theirs)
-            so_far = np.maximum.accumulate(np.concatenate([[-1], ours[order]]))
+            so_far = np.concatenate([[np.nan], np.maximum.accumulate(ours[order])])
             best[place] = so_far[np.searchsorted(theirs[order], steps, "right")]
-    limits: Vector = np.quantile(best, _LIMIT_QUANTILE, axis=0, method="higher")
-    return limits
+    limits = np.ones(_LIMITS, np.float32)
+    learnt = ~np.isnan(best).all(axis=0)
+    limits[learnt] = np.nanquantile(best[:, learnt], _LIMIT_QUANTILE, axis=0, method="higher")
+    limits[~learnt] = limits[learnt][0]  # nobody has so low scores; somebody who asks may
+    ascending: Vector = np.maximum.accumulate(limits)
+    return ascending

@@ -378,7 +378,7 @@ def test_any_snapshot_gives_right_answers(
         case "stale":
             snapshot.write_bytes(early)
         case "newer":
-            snapshot.write_bytes(late.replace(b"vibematch-snapshot 2", b"vibematch-snapshot 3"))
+            snapshot.write_bytes(late.replace(b"vibematch-snapshot ", b"vibematch-snapshot 9", 1))
         case "scratch":  # a save that was killed leaves its files
             (tmp_path / "index" / "1" / "snapshot.tmp").write_bytes(b"half")
     with MatchingEngine.open(tmp_path / "index") as engine:

@@ -380,10 +380,13 @@ def test_a_few_are_compared_at_once_where_a_look_would_find_too_few(
 
 
 def test_the_graph_is_not_asked_where_the_nearest_do_not_qualify(styles: Styles) -> None:
+    thought_of = 0
     for query, own in zip(styles.vectors[:30], styles.style[:30], strict=True):
         others = [int(other) for other in range(100) if other != own]
         _, plan = styles.index.search(Question(query, 10, Filter([("style", others)])))
         assert plan.fetched is None
+        thought_of += plan.graph_us is not None
+    assert thought_of > 20
 
 
 def test_a_few_who_are_known_are_looked_for_in_the_nearest_lists(styles: Styles) -> None:
@@ -414,7 +417,8 @@ def test_only_a_scan_of_many_stops_before_it_is_settled(
         assert_same(found, styles.index.search_exactly(question))
     monkeypatch.setattr(planner, "_COMPARED_AT_LEAST", 10_000)
     _, plan = styles.index.search(question)
-    assert plan.scanned >= (10_000 if is_bounded else 0)
+    if is_bounded:
+        assert plan.scanned >= 10_000
 
 
 def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) -> None:
@@ -502,6 +506,37 @@ def test_a_style_that_nobody_had_when_the_lists_were_made_is_found() -> None:
         found, plan = index.search(Question(vectors[place], 10))
         assert_same(found, index.search_exactly(Question(vectors[place], 10)))
         assert plan.strategy == "scan"
+
+
+@pytest.mark.parametrize("least", [-math.inf, 0.05])
+def test_somebody_who_is_like_nobody_finds_who_is_nearest(least: float) -> None:
+    """All users are within a cone; nothing was learnt about queries from outside."""
+    rng = np.random.default_rng(8)
+    axis = unit_rows(1, 32, seed=4)[0]
+    vectors = 2 * axis + unit_rows(6_000, 32, seed=5)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    people = [row(n + 1, f"u{n:05d}") for n in range(6_000)]
+    index = HnswIndex.gather(32, [(people, vectors)], 1)
+    index.connect(threads=1)
+    hits = wanted = 0
+    for _ in range(20):
+        query = rng.normal(size=32)
+        query -= (query @ axis - 0.1) * axis
+        query = (query / np.linalg.norm(query)).astype(np.float32)
+        question = Question(query, 10, min_score=least)
+        exact = index.search_exactly(question)
+        assert exact
+        hits += len(set(names(index.search(question)[0])) & set(names(exact)))
+        wanted += len(exact)
+    assert hits >= 0.98 * wanted
+
+
+def test_the_graph_is_asked_where_there_are_no_lists_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vibematch.index, "_PARTITIONED_FROM", 10**6)
+    index, model = filled(12_000, dim=256)
+    found, plan = index.search(Question(model["user_00007"], 5))
+    assert (plan.strategy, plan.tried) == ("graph", 0)
+    assert found[0].user_id == "user_00007"
 
 
 def test_the_graph_has_the_lists_side_by_side_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def test_a_snapshot_of_a_newer_format(site: Site) -> None:
         {"lists": 1},
         {"limits": 10**6},
         {"limits": -1},
-        {"familiar": float("nan")},
+        {"limits": 2**40},
+        {"lists": 2**62},
         {"sorted_rows": 10**6},
         {"sorted_rows": -1},
         {"code_error": -1.0},
@@ -212,7 +213,7 @@ def test_a_header_that_makes_no_sense(site: Site, change: dict[str, Any]) -> Non
     site.survives(damage)
 
 
-@pytest.mark.parametrize("damage", ["nothing", "limits", "centroids", "lists", "short"])
+@pytest.mark.parametrize("damage", ["nothing", "limits", "centroids", "lists", "short", "familiar"])
 def test_lists_that_make_no_sense(tmp_path: Path, damage: str) -> None:
     vectors = unit(np.random.default_rng(0).normal(size=(4_000, DIM))).astype(np.float32)
     people = [UserRow(n + 1, f"u{n:04d}", 1, 1, {}, {}) for n in range(4_000)]
@@ -228,6 +229,8 @@ def test_lists_that_make_no_sense(tmp_path: Path, damage: str) -> None:
     if damage == "lists":
         lists = lists[::-1]
     arrays = arrays[: -floats.nbytes - 8_000] + lists.tobytes() + floats.tobytes()
+    if damage == "familiar":
+        header["familiar"] = float("nan")
     if damage == "short":
         header["lists"], arrays = 11, arrays[:-4]
     seal(tmp_path, header, arrays)
