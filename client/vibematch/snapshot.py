@@ -22,6 +22,7 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -231,17 +232,18 @@ def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
 
 def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:
     """The vectors and codes mapped, the scales read; then the file is behind them."""
-    vectors = _mapped(file, "<f4", header, offset)
-    codes = _mapped(file, "i1", header, offset + vectors.nbytes)
-    file.seek(offset + vectors.nbytes + codes.nbytes)
-    return Coded(vectors, codes, _array(file, "<f4", header.rows), header.code_error)
-
-
-def _mapped(file: IO[bytes], dtype: str, header: _Header, offset: int) -> npt.NDArray[Any]:
     shape = (header.rows, header.dim)
-    if header.rows == 0:
-        return np.empty(shape, dtype)
-    return np.memmap(file, dtype, mode="r", offset=offset, shape=shape).view(np.ndarray)
+    count = header.rows * header.dim
+    codes_offset = offset + np.dtype("<f4").itemsize * count
+    if not 0 <= count <= os.fstat(file.fileno()).st_size - codes_offset:
+        raise ValueError("it ends too early")
+    # At once: a search that is the first to touch a page would wait for it, one page at a time.
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    memory = mmap.mmap(file.fileno(), codes_offset + count, flags=flags, prot=mmap.PROT_READ)
+    vectors = np.frombuffer(memory, "<f4", count, offset).reshape(shape)
+    codes = np.frombuffer(memory, "i1", count, codes_offset).reshape(shape)
+    file.seek(codes_offset + count)
+    return Coded(vectors, codes, _array(file, "<f4", header.rows), header.code_error)
 
 
 def _write_graph(path: Path, graph: Any) -> str:
