@@ -135,73 +135,32 @@ class Hnswlib(Index):
             return np.empty(0, np.intp)
 
 
-class FaissHnsw(Index):
-    """``IndexHNSWFlat`` of https://github.com/facebookresearch/faiss; filtered by a bitmap."""
+class FaissIndex(Index):
+    """One of https://github.com/facebookresearch/faiss; filtered by a bitmap."""
 
-    name = "FAISS HNSW"
     needs = ("faiss",)
 
     def __init__(self, index: Any) -> None:
         self._index = index
 
     @classmethod
-    def build(cls, path: Path, people: People, threads: int) -> Built:
-        import faiss
+    @abstractmethod
+    def empty(cls, users: int, dim: int) -> Any:
+        """The library's index, for so many users."""
 
-        index = faiss.IndexHNSWFlat(people.vectors.shape[1], M, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = EF_CONSTRUCTION
-        faiss.omp_set_num_threads(threads)
-        built = timed(lambda: index.add(people.vectors))
-        faiss.omp_set_num_threads(1)
-        faiss.write_index(index, str(path))
-        return built
-
-    @classmethod
-    def open(cls, path: Path, dim: int) -> Self:
-        import faiss
-
-        return cls(faiss.read_index(str(path)))
-
-    def settings(self, case: Case) -> Sequence[Setting]:
-        return EFS
-
-    def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
-        import faiss
-
-        only = {}
-        if case.mask is not None:
-            bits = np.packbits(case.mask(query), bitorder="little")
-            only["sel"] = faiss.IDSelectorBitmap(bits)
-        asked = faiss.SearchParametersHNSW(efSearch=setting, **only)
-        return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
-
-    def rows(self, answer: Any) -> Rows:
-        return _found(answer)
-
-
-class FaissIvf(Index):
-    """``IndexIVFFlat``: lists, of which a fixed number is looked into; filtered by a bitmap.
-
-    4√n lists, the least that FAISS's "Guidelines to choose an index" name for so many vectors.
-    """
-
-    name = "FAISS IVF"
-    needs = ("faiss",)
-
-    def __init__(self, index: Any) -> None:
-        self._index = index
+    @abstractmethod
+    def asked(self, setting: Setting, **only: Any) -> Any:
+        """The library's parameters of a search; ``only`` may hold a filter."""
 
     @classmethod
     def build(cls, path: Path, people: People, threads: int) -> Built:
         import faiss
 
-        users, dim = people.vectors.shape
-        lists = faiss.IndexFlatIP(dim)
-        count = round(4 * math.sqrt(users))
-        index = faiss.IndexIVFFlat(lists, dim, count, faiss.METRIC_INNER_PRODUCT)
+        index = cls.empty(*people.vectors.shape)
 
         def fill() -> None:
-            index.train(people.vectors)
+            if not index.is_trained:
+                index.train(people.vectors)
             index.add(people.vectors)
 
         faiss.omp_set_num_threads(threads)
@@ -216,9 +175,6 @@ class FaissIvf(Index):
 
         return cls(faiss.read_index(str(path)))
 
-    def settings(self, case: Case) -> Sequence[Setting]:
-        return PROBES
-
     def ask(self, case: Case, query: int, top_k: int, setting: Setting) -> Any:
         import faiss
 
@@ -226,11 +182,57 @@ class FaissIvf(Index):
         if case.mask is not None:
             bits = np.packbits(case.mask(query), bitorder="little")
             only["sel"] = faiss.IDSelectorBitmap(bits)
-        asked = faiss.SearchParametersIVF(nprobe=setting, **only)
+        asked = self.asked(setting, **only)
         return self._index.search(case.vector(query)[np.newaxis], top_k, params=asked)[1][0]
 
     def rows(self, answer: Any) -> Rows:
         return _found(answer)
+
+
+class FaissHnsw(FaissIndex):
+    """``IndexHNSWFlat``: a graph."""
+
+    name = "FAISS HNSW"
+
+    @classmethod
+    def empty(cls, users: int, dim: int) -> Any:
+        import faiss
+
+        index = faiss.IndexHNSWFlat(dim, M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+        return index
+
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return EFS
+
+    def asked(self, setting: Setting, **only: Any) -> Any:
+        import faiss
+
+        return faiss.SearchParametersHNSW(efSearch=setting, **only)
+
+
+class FaissIvf(FaissIndex):
+    """``IndexIVFFlat``: lists, of which a fixed number is looked into.
+
+    4√n lists, the least that FAISS's "Guidelines to choose an index" name for so many vectors.
+    """
+
+    name = "FAISS IVF"
+
+    @classmethod
+    def empty(cls, users: int, dim: int) -> Any:
+        import faiss
+
+        lists = round(4 * math.sqrt(users))
+        return faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
+
+    def settings(self, case: Case) -> Sequence[Setting]:
+        return PROBES
+
+    def asked(self, setting: Setting, **only: Any) -> Any:
+        import faiss
+
+        return faiss.SearchParametersIVF(nprobe=setting, **only)
 
 
 def _found(rows: Rows) -> Rows:

@@ -59,6 +59,12 @@ INLINE void ask_for(const char *memory, Py_ssize_t bytes)
 }
 
 /* A heap of the best scores so far, the least of them on top. */
+INLINE void empty(float *heap, Py_ssize_t size)
+{
+    for (Py_ssize_t i = 0; i < size; i++)
+        heap[i] = -INFINITY;
+}
+
 INLINE void sink(float *heap, Py_ssize_t size, Py_ssize_t place, float score)
 {
     for (Py_ssize_t child; (child = 2 * place + 1) < size; place = child) {
@@ -95,23 +101,28 @@ static void exact_scores(const float *vectors, const float *query, Py_ssize_t di
     }
 }
 
+static Py_ssize_t keep_from(float least, const float *scores, const int64_t *rows,
+                            Py_ssize_t count, int64_t *found)
+{
+    Py_ssize_t kept = 0;
+    for (Py_ssize_t i = 0; i < count; i++)
+        if (scores[i] >= least)
+            found[kept++] = rows[i];
+    return kept;
+}
+
 static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ssize_t count,
                                  Py_ssize_t wanted, float least, float slack, float *heap,
                                  int64_t *found)
 {
     if (wanted < count) {
-        for (Py_ssize_t i = 0; i < wanted; i++)
-            heap[i] = -INFINITY;
+        empty(heap, wanted);
         for (Py_ssize_t i = 0; i < count; i++)
             if (scores[i] > heap[0])
                 sink(heap, wanted, 0, scores[i]);
         least = GREATER(least, heap[0]);
     }
-    Py_ssize_t kept = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (scores[i] >= least - slack)
-            found[kept++] = rows[i];
-    return kept;
+    return keep_from(least - slack, scores, rows, count, found);
 }
 
 INLINE float largest_of(const float *numbers, Py_ssize_t count)
@@ -553,8 +564,7 @@ typedef struct {
     /* What is asked. */
     const int16_t *query;
     float query_unit, query_error, least;
-    Py_ssize_t dim, wanted;
-    Py_ssize_t most_tried;
+    Py_ssize_t dim, wanted, most_tried;
     const Test *tests;
     Py_ssize_t test_count;
     const int64_t *excluded; /* ascending */
@@ -662,8 +672,7 @@ static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scor
             heap[size++] = (List){scores[i], i};
     for (Py_ssize_t place = size / 2; place--;)
         sink_list(heap, size, place);
-    for (Py_ssize_t i = 0; i < look->wanted; i++)
-        look->heap[i] = -INFINITY;
+    empty(look->heap, look->wanted);
     while (size && look->tried < look->most_tried &&
            limit_of(look, heap[0].score) >= worth_finding(look)) {
         if (!find_in_list(look, heap[0].number))
@@ -678,11 +687,9 @@ static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scor
     for (Py_ssize_t i = 0; i < size && !is_settled; i++)
         if (limit_of(look, heap[i].score) >= worth_finding(look))
             look->ahead += look->starts[heap[i].number + 1] - look->starts[heap[i].number];
-    float least = GREATER(look->least, look->heap[0]) - slack_of(look->users.error, look->query_error);
-    look->found = 0;
-    for (Py_ssize_t i = 0; i < look->compared; i++)
-        if (look->scores[i] >= least)
-            look->rows[look->found++] = look->rows[i];
+    float least = GREATER(look->least, look->heap[0]);
+    least -= slack_of(look->users.error, look->query_error);
+    look->found = keep_from(least, look->scores, look->rows, look->compared, look->rows);
     return 1;
 }
 
@@ -698,8 +705,7 @@ static int are_stretches(const int64_t *starts, Py_ssize_t count, Py_ssize_t end
  * scores take the place of the rough ones. */
 static Py_ssize_t keep_nearest(Look *look, double *exact)
 {
-    for (Py_ssize_t i = 0; i < look->wanted; i++)
-        look->heap[i] = -INFINITY;
+    empty(look->heap, look->wanted);
     for (Py_ssize_t i = 0; i < look->found; i++)
         if (exact[i] > look->heap[0])
             sink(look->heap, look->wanted, 0, exact[i]);

@@ -343,7 +343,7 @@ class HnswIndex:
         self._vectors.replace(Coded.of(np.ascontiguousarray(vectors)))
         self._ids[:count], self._revisions[:count] = ids[order], revisions[order]
         self._alive[:count] = True
-        self._keys[:count] = vector_keys(self._vectors.blocks()[0].vectors)
+        self._keys[:count] = vector_keys(vectors)
         self._leave_twins_out()
         self._columns.keep_sorted(count)
         names = [users[place] for place in order]

@@ -223,10 +223,14 @@ def _read_graph(folder: Path, header: _Header) -> Any:
         return graph
 
 
+def _require(file: IO[bytes], offset: int, size: int) -> None:
+    if not 0 <= size <= os.fstat(file.fileno()).st_size - offset:
+        raise ValueError("it ends too early")
+
+
 def _array(file: IO[bytes], dtype: str, count: int) -> npt.NDArray[Any]:
     size = count * np.dtype(dtype).itemsize
-    if not 0 <= size <= os.fstat(file.fileno()).st_size - file.tell():
-        raise ValueError("it ends too early")
+    _require(file, file.tell(), size)
     return np.frombuffer(file.read(size), dtype)
 
 
@@ -235,8 +239,7 @@ def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:
     shape = (header.rows, header.dim)
     count = header.rows * header.dim
     codes_offset = offset + np.dtype("<f4").itemsize * count
-    if not 0 <= count <= os.fstat(file.fileno()).st_size - codes_offset:
-        raise ValueError("it ends too early")
+    _require(file, codes_offset, count)
     # At once: a search that is the first to touch a page would wait for it, one page at a time.
     flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
     memory = mmap.mmap(file.fileno(), codes_offset + count, flags=flags, prot=mmap.PROT_READ)

@@ -284,7 +284,8 @@ def test_a_filter_that_leaves_out_the_style_asked_for_changes_the_plan() -> None
     found, plan = index.search(Question(centre, 10, Filter([("near", False)])))
     assert (plan.strategy, plan.fetched) == ("scan", None)
     assert plan.tried > planner.FIRST_LOOK
-    model = {user.user_id: vector for user, vector in zip(people[5_000:], vectors[5_000:])}  # noqa: B905
+    others = zip(people[5_000:], vectors[5_000:], strict=True)
+    model = {user.user_id: vector for user, vector in others}
     assert_same(found, brute_force(model, centre, 10))
     nobody = Filter([("near", False), ("age", 5)])
     found, plan = index.search(Question(centre, 10, nobody))
