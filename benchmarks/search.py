@@ -100,6 +100,8 @@ def main() -> None:
     )
     parser.add_argument("--index", type=Path, help="folder that keeps what was built, by size")
     args = parser.parse_args()
+    if args.users_per_cluster < 1:
+        parser.error(f"--users-per-cluster must be at least 1, got {args.users_per_cluster}")
     sizes = args.users or (FULL_USERS if args.full else QUICK_USERS)
     sections = args.only or (["curves", "filters"] if args.full else ["curves"])
     spawn = multiprocessing.get_context("spawn")

@@ -219,6 +219,15 @@ def test_a_folder_built_for_others_is_refused(data: ModuleType, tmp_path: Path) 
         search_build.build(tmp_path, None, {"users": 600, "dim": 32})
 
 
+def test_clusters_without_users_are_refused(
+    search: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["search.py", "--users-per-cluster", "0"])
+    with pytest.raises(SystemExit):
+        search.main()
+    assert "--users-per-cluster must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_the_peers_graphs_are_built_like_ours() -> None:
     import search_peers
 
