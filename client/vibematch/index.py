@@ -121,27 +121,26 @@ class _Search(NamedTuple):
 
 
 class _SharedLock:
-    """Many searches at a time, or one change, which goes before searches that come later."""
+    """Many searches at a time, ``with`` it, or one change, which goes before later searches."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        self._condition = threading.Condition(self._mutex)
         self._searching = 0
         self._waiting = 0
         self._changing = False
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._condition:
+    def __enter__(self) -> None:
+        with self._mutex:
             if self._changing:
                 self._wait_for_change()
             self._searching += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._searching -= 1
-                if self._changing and not self._searching:
-                    self._condition.notify_all()
+
+    def __exit__(self, *error: object) -> None:
+        with self._mutex:
+            self._searching -= 1
+            if self._changing and not self._searching:
+                self._condition.notify_all()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -216,25 +215,25 @@ class HnswIndex:
 
     def users(self) -> list[str]:
         """All users, sorted."""
-        with self._lock.shared():
+        with self._lock:
             return sorted(self._rows)
 
     def ids(self) -> Ids:
         """Ids of all users, in no order."""
-        with self._lock.shared():
+        with self._lock:
             count = len(self._users)
             ids: Ids = self._ids[:count][self._alive[:count]]
             return ids
 
     def id_of(self, user_id: str) -> int | None:
         """A user's id, ``None`` for an unknown user."""
-        with self._lock.shared():
+        with self._lock:
             row = self._rows.get(user_id)
             return None if row is None else int(self._ids[row])
 
     def vector(self, user_id: str) -> Vector | None:
         """A user's vector, ``None`` for an unknown user."""
-        with self._lock.shared():
+        with self._lock:
             row = self._rows.get(user_id)
             return None if row is None else self._vectors[row].copy()
 
@@ -484,12 +483,12 @@ class HnswIndex:
         Returns:
             ``min(top_k, users who qualify)`` matches, best first, ties by user id; the plan.
         """
-        with self._lock.shared():
+        with self._lock:
             return self._search(self._in_rows(question))
 
     def search_exactly(self, question: Question) -> list[Match]:
         """The most similar users, found by comparing all who qualify."""
-        with self._lock.shared():
+        with self._lock:
             search = self._in_rows(question)
             return self._compare_all(search, Plan("scan", len(self._rows)))[0]
 
@@ -504,7 +503,7 @@ class HnswIndex:
             bool(wanted),
             self._columns.selector(wanted, None if everybody_lives else self._alive),
             self._columns.narrowed(wanted) if wanted else None,
-            np.array(sorted(excluded), np.intp),
+            np.array(sorted(excluded), np.intp) if excluded else _NO_ROWS,
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
@@ -668,14 +667,10 @@ class HnswIndex:
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
         rows, scores = best_of(rows, scores, search.top_k)
-        users = self._users
-        matches = [
-            Match(str(users[row]), min(max(score, -1.0), 1.0))
-            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
-            if score >= search.least
-        ]
-        matches.sort(key=lambda match: (-match.score, match.user_id))
-        return matches[: search.top_k]
+        below = np.negative(np.minimum(np.maximum(scores, -1.0), 1.0))
+        users = [str(self._users[row]) for row in rows.tolist()]
+        ranked = sorted(zip(below.tolist(), users, strict=True))[: search.top_k]
+        return [Match(user, -score) for score, user in ranked if -score >= search.least]
 
     # --- on disk
 
