@@ -101,30 +101,6 @@ static void exact_scores(const float *vectors, const float *query, Py_ssize_t di
     }
 }
 
-static Py_ssize_t keep_from(float least, const float *scores, const int64_t *rows,
-                            Py_ssize_t count, int64_t *found)
-{
-    Py_ssize_t kept = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        if (scores[i] >= least)
-            found[kept++] = rows[i];
-    return kept;
-}
-
-static Py_ssize_t above_the_last(const float *scores, const int64_t *rows, Py_ssize_t count,
-                                 Py_ssize_t wanted, float least, float slack, float *heap,
-                                 int64_t *found)
-{
-    if (wanted < count) {
-        empty(heap, wanted);
-        for (Py_ssize_t i = 0; i < count; i++)
-            if (scores[i] > heap[0])
-                sink(heap, wanted, 0, scores[i]);
-        least = GREATER(least, heap[0]);
-    }
-    return keep_from(least - slack, scores, rows, count, found);
-}
-
 INLINE float largest_of(const float *numbers, Py_ssize_t count)
 {
     float largest = 0;
@@ -173,6 +149,7 @@ static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, f
 #define VALUE "i"
 #define BOOL "?"
 #define ROW (sizeof(long) == sizeof(int64_t) ? "lq" : "q")
+#define ROWS "ilq" /* of 4 or 8 bytes */
 
 typedef struct {
     PyObject *source;
@@ -252,49 +229,6 @@ static PyObject *encode(PyObject *self, PyObject *arguments)
         result = PyFloat_FromDouble(farthest);
     }
     close_arrays(a, 3);
-    return result;
-}
-
-static PyObject *shortlist(PyObject *self, PyObject *arguments)
-{
-    Array a[] = {{.kinds = CODE, .dimensions = 2},
-                 {.kinds = FLOAT, .dimensions = 1},
-                 {.kinds = FLOAT, .dimensions = 1},
-                 {.kinds = ROW, .dimensions = 1},
-                 {.kinds = ROW, .dimensions = 1, .is_written = 1}};
-    Py_ssize_t wanted;
-    float least, error, query_error;
-    if (!PyArg_ParseTuple(arguments, "OOOOOnff", &a[0].source, &a[1].source, &a[2].source,
-                          &a[3].source, &a[4].source, &wanted, &least, &error) ||
-        open_arrays(a, 5) < 0)
-        return NULL;
-    Py_ssize_t dim = a[0].buffer.shape[1], count = a[3].buffer.shape[0], kept = 0;
-    const int64_t *rows = a[3].buffer.buf;
-    PyObject *result = NULL;
-    float *scores = NULL, *heap = NULL;
-    int16_t *query = NULL;
-    if (a[1].buffer.shape[0] != a[0].buffer.shape[0] || a[2].buffer.shape[0] != dim ||
-        a[4].buffer.shape[0] != count || wanted < 1) {
-        PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
-    } else if (!are_within(rows, count, a[0].buffer.shape[0])) {
-        PyErr_SetString(PyExc_IndexError, "there is no such row");
-    } else if (!(scores = malloc((count + 1) * sizeof *scores)) ||
-               !(query = malloc((dim + 1) * sizeof *query)) ||
-               !(heap = malloc((wanted < count ? wanted : 1) * sizeof *heap))) {
-        PyErr_NoMemory();
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        float unit = round_query(a[2].buffer.buf, dim, query, &query_error);
-        rough_scores(a[0].buffer.buf, a[1].buffer.buf, query, unit, dim, rows, count, scores);
-        kept = above_the_last(scores, rows, count, wanted, least, slack_of(error, query_error),
-                              heap, a[4].buffer.buf);
-        Py_END_ALLOW_THREADS
-        result = PyLong_FromSsize_t(kept);
-    }
-    free(scores);
-    free(query);
-    free(heap);
-    close_arrays(a, 5);
     return result;
 }
 
@@ -565,18 +499,20 @@ typedef struct {
     const int16_t *query;
     float query_unit, query_error, least;
     Py_ssize_t dim, wanted, most_tried;
+    const uint64_t *named; /* by row: who is to be compared; NULL: everybody */
     const Test *tests;
     Py_ssize_t test_count;
     const int64_t *excluded; /* ascending */
     Py_ssize_t excluded_count;
     /* What there is. */
     Coded lists, users;
+    int64_t first, end; /* rows of the users */
     Py_ssize_t list_count, limit_count;
     const float *limits; /* by a list's score, from -1 to 1 in equal steps */
     const int64_t *starts;
     /* What was found. */
     uint8_t *seen;
-    int64_t *rows;
+    int64_t *rows; /* once compared, counted from the first user here */
     float *scores, *heap;
     Py_ssize_t room, found, compared, near_found;
     int64_t tried, near_tried, ahead;
@@ -619,28 +555,42 @@ static Py_ssize_t without(const Look *look, int64_t *rows, Py_ssize_t count)
     return kept;
 }
 
-/* Who qualifies in a list; false without memory. */
-static int find_in_list(Look *look, int32_t list)
+/* Room for some more rows; false without memory. */
+static int make_room(Look *look, Py_ssize_t more)
 {
-    int64_t end = look->starts[list + 1];
-    for (int64_t row = look->starts[list]; row < end; row += AT_ONCE) {
+    if (look->room - look->found >= more)
+        return 1;
+    Py_ssize_t room = 2 * look->room + more;
+    int64_t *rows = realloc(look->rows, room * sizeof *rows);
+    look->rows = rows ? rows : look->rows;
+    float *scores = realloc(look->scores, room * sizeof *scores);
+    look->scores = scores ? scores : look->scores;
+    if (!rows || !scores)
+        return 0;
+    look->room = room;
+    return 1;
+}
+
+/* Who qualifies, of the rows from one to another; false without memory. */
+static int find_between(Look *look, int64_t row, int64_t end)
+{
+    look->tried += end - row;
+    for (; row < end; row += AT_ONCE) {
         Py_ssize_t some = LESSER(end - row, AT_ONCE);
-        if (look->room - look->found < some) {
-            Py_ssize_t room = 2 * look->room + AT_ONCE;
-            int64_t *rows = realloc(look->rows, room * sizeof *rows);
-            look->rows = rows ? rows : look->rows;
-            float *scores = realloc(look->scores, room * sizeof *scores);
-            look->scores = scores ? scores : look->scores;
-            if (!rows || !scores)
-                return 0;
-            look->room = room;
-        }
+        if (!make_room(look, some))
+            return 0;
         int64_t *found = look->rows + look->found;
         some = find(look->tests, look->test_count, row, some, found);
         look->found += without(look, found, some);
     }
+    return 1;
+}
+
+static int find_in_list(Look *look, int32_t list)
+{
+    if (!find_between(look, look->starts[list], look->starts[list + 1]))
+        return 0;
     look->seen[list] = 1;
-    look->tried += end - look->starts[list];
     if (look->near_tried < NEAR) {
         look->near_tried = look->tried;
         look->near_found = look->found;
@@ -650,6 +600,8 @@ static int find_in_list(Look *look, int32_t list)
 
 static void compare_found(Look *look)
 {
+    for (Py_ssize_t i = look->compared; look->first && i < look->found; i++)
+        look->rows[i] -= look->first;
     rough_scores(look->users.codes, look->users.scales, look->query, look->query_unit, look->dim,
                  look->rows + look->compared, look->found - look->compared,
                  look->scores + look->compared);
@@ -659,8 +611,8 @@ static void compare_found(Look *look)
 }
 
 /* Lists that were not seen, the nearest first, until who is in the next ones is not near enough.
- * Leaves those who may be among the nearest; false without memory. */
-static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scores)
+ * False without memory. */
+static int walk(Look *look, List *heap, int64_t *numbers, float *scores)
 {
     Py_ssize_t size = 0;
     for (Py_ssize_t i = 0; i < look->list_count; i++)
@@ -672,7 +624,6 @@ static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scor
             heap[size++] = (List){scores[i], i};
     for (Py_ssize_t place = size / 2; place--;)
         sink_list(heap, size, place);
-    empty(look->heap, look->wanted);
     while (size && look->tried < look->most_tried &&
            limit_of(look, heap[0].score) >= worth_finding(look)) {
         if (!find_in_list(look, heap[0].number))
@@ -687,9 +638,6 @@ static int look_into_lists(Look *look, List *heap, int64_t *numbers, float *scor
     for (Py_ssize_t i = 0; i < size && !is_settled; i++)
         if (limit_of(look, heap[i].score) >= worth_finding(look))
             look->ahead += look->starts[heap[i].number + 1] - look->starts[heap[i].number];
-    float least = GREATER(look->least, look->heap[0]);
-    least -= slack_of(look->users.error, look->query_error);
-    look->found = keep_from(least, look->scores, look->rows, look->compared, look->rows);
     return 1;
 }
 
@@ -701,9 +649,19 @@ static int are_stretches(const int64_t *starts, Py_ssize_t count, Py_ssize_t end
     return !is_wrong;
 }
 
-/* Of those who may be among the nearest, those who are, and who ties with the last; their exact
- * scores take the place of the rough ones. */
-static Py_ssize_t keep_nearest(Look *look, double *exact)
+/* Of those who were compared, by their codes, those who may be among the nearest. */
+static void keep_likely(Look *look)
+{
+    float least = GREATER(look->least, look->heap[0]);
+    least -= slack_of(look->users.error, look->query_error);
+    look->found = 0;
+    for (Py_ssize_t i = 0; i < look->compared; i++)
+        if (look->scores[i] >= least)
+            look->rows[look->found++] = look->rows[i];
+}
+
+/* Of those, by their exact scores, those who are, and who ties with the last. */
+static void keep_nearest(Look *look, double *exact)
 {
     empty(look->heap, look->wanted);
     for (Py_ssize_t i = 0; i < look->found; i++)
@@ -712,24 +670,28 @@ static Py_ssize_t keep_nearest(Look *look, double *exact)
     double least = GREATER(look->least, look->heap[0]) - ROUNDING;
     Py_ssize_t kept = 0;
     for (Py_ssize_t i = 0; i < look->found; i++) {
-        look->rows[kept] = look->rows[i];
+        look->rows[kept] = look->rows[i] + look->first;
         exact[kept] = exact[i];
         kept += exact[i] >= least;
     }
-    return kept;
+    look->found = kept;
 }
 
 /* Rows and their scores, as bytes; how many were tried and compared, and are ahead; the share who
  * qualify of those in the nearest lists that hold NEAR users. */
 static PyObject *found_by(Look *look, const float *vectors, const float *query)
 {
-    double *exact = malloc((look->found + 1) * sizeof *exact);
+    double *exact = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    keep_likely(look);
+    exact = malloc((look->found + 1) * sizeof *exact);
+    if (exact) {
+        exact_scores(vectors, query, look->dim, look->rows, look->found, exact);
+        keep_nearest(look, exact);
+    }
+    Py_END_ALLOW_THREADS
     if (!exact)
         return PyErr_NoMemory();
-    Py_BEGIN_ALLOW_THREADS
-    exact_scores(vectors, query, look->dim, look->rows, look->found, exact);
-    look->found = keep_nearest(look, exact);
-    Py_END_ALLOW_THREADS
     PyObject *result = Py_BuildValue(
         "y#y#LnLd", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
         look->found * (Py_ssize_t)sizeof *exact, (long long)look->tried, look->compared,
@@ -738,72 +700,121 @@ static PyObject *found_by(Look *look, const float *vectors, const float *query)
     return result;
 }
 
-/* All the memory it takes, and the search. */
-static PyObject *answer(Look *look, const float *vectors, const float *asked)
+static int look_into_lists(Look *look)
 {
-    int16_t *query = malloc((look->dim + 1) * sizeof *query);
     List *heap = malloc((look->list_count + 1) * sizeof *heap);
-    int64_t *numbers = malloc((look->list_count + 1) * sizeof *numbers);
+    int64_t *numbers = calloc(look->list_count + 1, sizeof *numbers);
     float *scores = malloc((look->list_count + 1) * sizeof *scores);
+    int is_done = heap && numbers && scores && walk(look, heap, numbers, scores);
+    free(heap);
+    free(numbers);
+    free(scores);
+    return is_done;
+}
+
+/* All the users who are here, or those among them who were named: a bit for each puts them in
+ * order, and none is there twice. False without memory. */
+static int compare_all(Look *look)
+{
+    int is_done = 1;
+    if (look->named) {
+        for (int64_t word = 0; word * 64 < look->end - look->first; word++)
+            look->tried += __builtin_popcountll(look->named[word]);
+        if (!make_room(look, look->tried))
+            return 0;
+        for (int64_t word = 0; word * 64 < look->end - look->first; word++)
+            for (uint64_t bits = look->named[word]; bits; bits &= bits - 1)
+                look->rows[look->found++] = look->first + word * 64 + __builtin_ctzll(bits);
+        look->found = keep(look->tests, look->test_count, NULL, look->rows, look->found);
+        look->found = without(look, look->rows, look->found);
+    } else {
+        is_done = find_between(look, look->first, look->end);
+    }
+    if (is_done)
+        compare_found(look);
+    return is_done;
+}
+
+/* All the memory it takes, and the search. */
+static PyObject *answer(Look *look, int (*search)(Look *), const float *vectors, const float *asked)
+{
+    look->wanted = LESSER(look->wanted, look->end - look->first + 1); /* then the heap is never full */
+    int16_t *query = malloc((look->dim + 1) * sizeof *query);
     look->room = AT_ONCE;
     look->rows = malloc(look->room * sizeof *look->rows);
     look->scores = malloc(look->room * sizeof *look->scores);
     look->heap = malloc(look->wanted * sizeof *look->heap);
     PyObject *result = NULL;
-    int has_memory = query && heap && numbers && scores && look->rows && look->scores && look->heap;
-    if (has_memory) {
+    int is_done = query && look->rows && look->scores && look->heap;
+    if (is_done) {
         Py_BEGIN_ALLOW_THREADS
         look->query_unit = round_query(asked, look->dim, query, &look->query_error);
         look->query = query;
-        has_memory = look_into_lists(look, heap, numbers, scores);
+        empty(look->heap, look->wanted);
+        is_done = search(look);
         Py_END_ALLOW_THREADS
     }
-    if (has_memory)
+    if (is_done)
         result = found_by(look, vectors, asked);
     else
         PyErr_NoMemory();
     free(query);
-    free(heap);
-    free(numbers);
-    free(scores);
     free(look->heap);
     free(look->rows);
     free(look->scores);
     return result;
 }
 
+/* What is asked, and of whom; whether it makes sense. */
+enum { VECTORS, CODES_OF, SCALES, QUERY, OUT, ASKED };
+#define ASKED_ARRAYS                                         \
+    [VECTORS] = {.kinds = FLOAT, .dimensions = 2},           \
+    [CODES_OF] = {.kinds = CODE, .dimensions = 2},           \
+    [SCALES] = {.kinds = FLOAT, .dimensions = 1},            \
+    [QUERY] = {.kinds = FLOAT, .dimensions = 1},             \
+    [OUT] = {.kinds = ROW, .dimensions = 1}
+
+static int set_question(Look *look, const Array *a)
+{
+    Py_ssize_t count = a[VECTORS].buffer.shape[0], dim = a[QUERY].buffer.shape[0];
+    look->dim = dim;
+    look->end = look->first + count;
+    look->users.codes = a[CODES_OF].buffer.buf;
+    look->users.scales = a[SCALES].buffer.buf;
+    look->excluded = a[OUT].buffer.buf;
+    look->excluded_count = a[OUT].buffer.shape[0];
+    if (a[VECTORS].buffer.shape[1] == dim && a[CODES_OF].buffer.shape[1] == dim &&
+        a[CODES_OF].buffer.shape[0] == count && a[SCALES].buffer.shape[0] == count &&
+        look->wanted >= 1)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
+    return 0;
+}
+
 static PyObject *look(PyObject *self, PyObject *arguments)
 {
-    enum { CENTRES, CENTRE_SCALES, LIMITS, STARTS, SEEN, ROWS, SCALES, VECTORS, QUERY, OUT, ARRAYS };
-    Array a[ARRAYS] = {[CENTRES] = {.kinds = CODE, .dimensions = 2},
+    enum { CENTRES = ASKED, CENTRE_SCALES, LIMITS, STARTS, SEEN, ARRAYS };
+    Array a[ARRAYS] = {ASKED_ARRAYS,
+                       [CENTRES] = {.kinds = CODE, .dimensions = 2},
                        [CENTRE_SCALES] = {.kinds = FLOAT, .dimensions = 1},
                        [LIMITS] = {.kinds = FLOAT, .dimensions = 1},
                        [STARTS] = {.kinds = ROW, .dimensions = 1},
-                       [SEEN] = {.kinds = BOOL, .dimensions = 1, .is_written = 1},
-                       [ROWS] = {.kinds = CODE, .dimensions = 2},
-                       [SCALES] = {.kinds = FLOAT, .dimensions = 1},
-                       [VECTORS] = {.kinds = FLOAT, .dimensions = 2},
-                       [QUERY] = {.kinds = FLOAT, .dimensions = 1},
-                       [OUT] = {.kinds = ROW, .dimensions = 1}};
+                       [SEEN] = {.kinds = BOOL, .dimensions = 1, .is_written = 1}};
     Look look = {0};
     PyObject *conditions, *result = NULL;
     Py_ssize_t end = PY_SSIZE_T_MAX;
     Test *tests;
     if (!PyArg_ParseTuple(arguments, "(OOfOOO)(OOOf)OO!Onfn", &a[CENTRES].source,
                           &a[CENTRE_SCALES].source, &look.lists.error, &a[LIMITS].source,
-                          &a[STARTS].source, &a[SEEN].source, &a[VECTORS].source, &a[ROWS].source,
-                          &a[SCALES].source, &look.users.error, &a[QUERY].source, &PyList_Type,
-                          &conditions, &a[OUT].source, &look.wanted, &look.least,
-                          &look.most_tried) ||
+                          &a[STARTS].source, &a[SEEN].source, &a[VECTORS].source,
+                          &a[CODES_OF].source, &a[SCALES].source, &look.users.error,
+                          &a[QUERY].source, &PyList_Type, &conditions, &a[OUT].source,
+                          &look.wanted, &look.least, &look.most_tried) ||
         !(tests = open_tests(conditions, &look.test_count, &end)))
         return NULL;
     if (open_arrays(a, ARRAYS) == 0) {
-        const Py_ssize_t *centres = a[CENTRES].buffer.shape, *users = a[ROWS].buffer.shape;
-        Py_ssize_t lists = centres[0], dim = a[QUERY].buffer.shape[0];
-        look.dim = dim;
+        Py_ssize_t lists = a[CENTRES].buffer.shape[0];
         look.tests = tests;
-        look.excluded = a[OUT].buffer.buf;
-        look.excluded_count = a[OUT].buffer.shape[0];
         look.lists.codes = a[CENTRES].buffer.buf;
         look.lists.scales = a[CENTRE_SCALES].buffer.buf;
         look.list_count = lists;
@@ -811,18 +822,17 @@ static PyObject *look(PyObject *self, PyObject *arguments)
         look.limit_count = a[LIMITS].buffer.shape[0];
         look.starts = a[STARTS].buffer.buf;
         look.seen = a[SEEN].buffer.buf;
-        look.users.codes = a[ROWS].buffer.buf;
-        look.users.scales = a[SCALES].buffer.buf;
-        if (centres[1] != dim || users[1] != dim || a[VECTORS].buffer.shape[1] != dim ||
-            a[CENTRE_SCALES].buffer.shape[0] != lists || a[SCALES].buffer.shape[0] != users[0] ||
-            a[VECTORS].buffer.shape[0] != users[0] || a[STARTS].buffer.shape[0] != lists + 1 ||
-            a[SEEN].buffer.shape[0] != lists || look.limit_count < 2 || look.wanted < 1) {
-            PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
-        } else if (!are_stretches(look.starts, lists, LESSER(end, users[0]))) {
-            PyErr_SetString(PyExc_IndexError, "there are no such lists");
-        } else {
-            look.wanted = LESSER(look.wanted, users[0] + 1); /* then the heap is never full */
-            result = answer(&look, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
+        if (set_question(&look, a)) {
+            if (a[CENTRES].buffer.shape[1] != look.dim ||
+                a[CENTRE_SCALES].buffer.shape[0] != lists ||
+                a[STARTS].buffer.shape[0] != lists + 1 || a[SEEN].buffer.shape[0] != lists ||
+                look.limit_count < 2) {
+                PyErr_SetString(PyExc_ValueError, "the arrays of lists differ in length");
+            } else if (!are_stretches(look.starts, lists, LESSER(end, look.end))) {
+                PyErr_SetString(PyExc_IndexError, "there are no such lists");
+            } else {
+                result = answer(&look, look_into_lists, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
+            }
         }
         close_arrays(a, ARRAYS);
     }
@@ -830,44 +840,142 @@ static PyObject *look(PyObject *self, PyObject *arguments)
     return result;
 }
 
-/* A bit for each row there is: a few thousand rows are in order sooner than by comparing them. */
-static PyObject *ascending(PyObject *self, PyObject *arguments)
+/* A bit for each of the rows from one to another that is in one of some arrays; NULL on errors. */
+static uint64_t *bits_of(PyObject *parts, int64_t first, int64_t end)
 {
-    Array a[] = {{.kinds = ROW, .dimensions = 1, .is_written = 1}};
-    Py_ssize_t end;
-    if (!PyArg_ParseTuple(arguments, "On", &a[0].source, &end) || open_arrays(a, 1) < 0)
-        return NULL;
-    int64_t *rows = a[0].buffer.buf;
-    Py_ssize_t count = a[0].buffer.shape[0], kept = 0;
-    PyObject *result = NULL;
-    uint64_t *bits = NULL;
-    if (!are_within(rows, count, end)) {
-        PyErr_SetString(PyExc_IndexError, "there is no such row");
-    } else if (!(bits = calloc(end / 64 + 1, sizeof *bits))) {
-        PyErr_NoMemory();
-    } else {
-        for (Py_ssize_t i = 0; i < count; i++)
-            bits[rows[i] / 64] |= (uint64_t)1 << rows[i] % 64;
-        for (Py_ssize_t word = 0; word <= end / 64; word++)
-            for (; bits[word]; bits[word] &= bits[word] - 1)
-                rows[kept++] = word * 64 + __builtin_ctzll(bits[word]);
-        result = PyLong_FromSsize_t(kept);
+    uint64_t *bits = calloc((end - first) / 64 + 1, sizeof *bits);
+    if (!bits)
+        return (uint64_t *)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < PyList_Size(parts); i++) {
+        Array part = {.source = PyList_GetItem(parts, i), .kinds = ROWS, .dimensions = 1};
+        if (open_arrays(&part, 1) < 0) {
+            free(bits);
+            return NULL;
+        }
+        int is_short = part.buffer.itemsize == sizeof(int32_t);
+        const void *rows = part.buffer.buf;
+        for (Py_ssize_t j = 0; j < part.buffer.shape[0]; j++) {
+            int64_t row = is_short ? ((const int32_t *)rows)[j] : ((const int64_t *)rows)[j];
+            if (row >= first && row < end)
+                bits[(row - first) / 64] |= (uint64_t)1 << (row - first) % 64;
+        }
+        close_arrays(&part, 1);
     }
-    free(bits);
-    close_arrays(a, 1);
+    return bits;
+}
+
+static PyObject *compare(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {ASKED_ARRAYS};
+    Look look = {0};
+    PyObject *conditions, *named, *result = NULL;
+    Py_ssize_t first, end = PY_SSIZE_T_MAX;
+    Test *tests;
+    if (!PyArg_ParseTuple(arguments, "(OOOf)nOOO!Onf", &a[VECTORS].source, &a[CODES_OF].source,
+                          &a[SCALES].source, &look.users.error, &first, &named, &a[QUERY].source,
+                          &PyList_Type, &conditions, &a[OUT].source, &look.wanted, &look.least) ||
+        !(tests = open_tests(conditions, &look.test_count, &end)))
+        return NULL;
+    if (open_arrays(a, ASKED) == 0) {
+        uint64_t *bits = NULL;
+        look.tests = tests;
+        look.first = first;
+        if (first < 0 || first > end - a[VECTORS].buffer.shape[0])
+            PyErr_SetString(PyExc_IndexError, "there are no such rows");
+        else if (named != Py_None && !PyList_Check(named))
+            PyErr_SetString(PyExc_TypeError, "rows must be a list of arrays, or None");
+        else if (set_question(&look, a) &&
+                 (named == Py_None || (bits = bits_of(named, look.first, look.end)))) {
+            look.named = bits;
+            result = answer(&look, compare_all, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
+        }
+        free(bits);
+        close_arrays(a, ASKED);
+    }
+    close_tests(tests, look.test_count);
+    return result;
+}
+
+/* --- users */
+
+typedef struct {
+    double score;
+    PyObject *user;
+} Match;
+
+static int by_score_and_user(const void *one, const void *other)
+{
+    const Match *a = one, *b = other;
+    if (a->score != b->score)
+        return a->score > b->score ? -1 : 1;
+    return PyUnicode_Compare(a->user, b->user);
+}
+
+/* The users in some rows, but for those in which nobody is; -1 with an error set. */
+static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
+{
+    const int64_t *rows = a[0].buffer.buf;
+    const double *scores = a[1].buffer.buf;
+    Py_ssize_t named = 0;
+    for (Py_ssize_t i = 0; i < a[0].buffer.shape[0]; i++) {
+        PyObject *user = PyList_GetItem(users, rows[i]);
+        if (!user)
+            return -1;
+        if (user == Py_None)
+            continue;
+        if (!PyUnicode_Check(user)) {
+            PyErr_SetString(PyExc_TypeError, "a user is text, or None");
+            return -1;
+        }
+        matches[named++] = (Match){LESSER(GREATER(scores[i], -1), 1), user};
+    }
+    return named;
+}
+
+static PyObject *rank(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.kinds = ROW, .dimensions = 1}, {.kinds = DOUBLE, .dimensions = 1}};
+    PyObject *users, *result = NULL;
+    Py_ssize_t wanted;
+    double least;
+    if (!PyArg_ParseTuple(arguments, "O!OOnd", &PyList_Type, &users, &a[0].source, &a[1].source,
+                          &wanted, &least) ||
+        open_arrays(a, 2) < 0)
+        return NULL;
+    Py_ssize_t count = a[0].buffer.shape[0];
+    Match *matches = malloc((count + 1) * sizeof *matches);
+    if (a[1].buffer.shape[0] != count) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+    } else if (!matches) {
+        PyErr_NoMemory();
+    } else if ((count = name_rows(users, a, matches)) >= 0) {
+        qsort(matches, count, sizeof *matches, by_score_and_user);
+        count = LESSER(count, GREATER(wanted, 0));
+        while (count && matches[count - 1].score < least)
+            count--;
+        result = PyList_New(count);
+        for (Py_ssize_t i = 0; result && i < count; i++) {
+            PyObject *pair = Py_BuildValue("Od", matches[i].user, matches[i].score);
+            if (!pair || PyList_SetItem(result, i, pair) < 0)
+                Py_CLEAR(result);
+        }
+    }
+    free(matches);
+    close_arrays(a, 2);
     return result;
 }
 
 static PyMethodDef functions[] = {
     {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
-    {"shortlist", shortlist, METH_VARARGS,
-     "shortlist(codes, scales, query, rows, found, wanted, least, error)"},
     {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
-    {"ascending", ascending, METH_VARARGS, "ascending(rows, end)"},
     {"look", look, METH_VARARGS,
      "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), query, "
      "conditions, excluded, wanted, least, most_tried)"},
+    {"compare", compare, METH_VARARGS,
+     "compare((vectors, codes, scales, error), first, rows, query, conditions, excluded, wanted, "
+     "least)"},
     {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
+    {"rank", rank, METH_VARARGS, "rank(users, rows, scores, wanted, least)"},
     {NULL, NULL, 0, NULL},
 };
 

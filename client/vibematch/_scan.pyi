@@ -6,6 +6,11 @@ import numpy.typing as npt
 _Mask: TypeAlias = npt.NDArray[np.bool_]
 _Codes: TypeAlias = npt.NDArray[np.int32]
 _Numbers: TypeAlias = npt.NDArray[np.float64]
+_Rows: TypeAlias = npt.NDArray[np.intp]
+_Users: TypeAlias = tuple[
+    npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.float32], float
+]
+_Found: TypeAlias = tuple[bytes, bytes, int, int, int, float]
 
 Condition: TypeAlias = (
     tuple[_Mask]
@@ -20,45 +25,50 @@ def encode(
     scales: npt.NDArray[np.float32],
     /,
 ) -> float: ...
-def shortlist(
-    codes: npt.NDArray[np.int8],
-    scales: npt.NDArray[np.float32],
-    query: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.intp],
-    found: npt.NDArray[np.intp],
-    wanted: int,
-    least: float,
-    error: float,
-    /,
-) -> int: ...
 def dots(
     vectors: npt.NDArray[np.float32],
     query: npt.NDArray[np.float32],
-    rows: npt.NDArray[np.intp],
+    rows: _Rows,
     scores: npt.NDArray[np.float64],
     /,
 ) -> None: ...
 
 # What is written must not overlap with what is read.
-def select(
-    conditions: list[Condition], rows: npt.NDArray[np.intp], places: npt.NDArray[np.intp], /
-) -> int: ...
+def select(conditions: list[Condition], rows: _Rows, places: _Rows, /) -> int: ...
 def look(
     lists: tuple[
         npt.NDArray[np.int8],
         npt.NDArray[np.float32],
         float,
         npt.NDArray[np.float32],
-        npt.NDArray[np.intp],
+        _Rows,
         _Mask,
     ],
-    users: tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.float32], float],
+    users: _Users,
     query: npt.NDArray[np.float32],
     conditions: list[Condition],
-    excluded: npt.NDArray[np.intp],
+    excluded: _Rows,
     wanted: int,
     least: float,
     most_tried: int,
     /,
-) -> tuple[bytes, bytes, int, int, int, float]: ...
-def ascending(rows: npt.NDArray[np.intp], end: int, /) -> int: ...
+) -> _Found: ...
+def compare(
+    users: _Users,
+    first: int,
+    rows: list[npt.NDArray[np.int32] | _Rows] | None,
+    query: npt.NDArray[np.float32],
+    conditions: list[Condition],
+    excluded: _Rows,
+    wanted: int,
+    least: float,
+    /,
+) -> _Found: ...
+def rank(
+    users: list[str | None],
+    rows: _Rows,
+    scores: npt.NDArray[np.float64],
+    wanted: int,
+    least: float,
+    /,
+) -> list[tuple[str, float]]: ...

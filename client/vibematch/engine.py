@@ -596,7 +596,7 @@ class MatchingEngine:
             InputError: an argument makes no sense.
             ServerError: a photo is to be encoded, and the server does not answer.
         """
-        if sum(query is not None for query in (user_id, photo, vector)) != 1:
+        if (user_id is None) + (photo is None) + (vector is None) != 2:
             raise InputError("search by one of: a user id, photo=..., or vector=...")
         if aggregate not in _AGGREGATES:
             raise InputError(f"aggregate must be 'mean' or 'best_pair', got {aggregate!r}")
@@ -792,13 +792,22 @@ class MatchingEngine:
         """Users by the mean over their photos."""
         index = self._live.index
         if query.user_id is None:
-            mean = _unit_mean(self._photos_of(query))
+            mean = self._mean_of(query)
         else:
             of_user = index.vector(query.user_id)
             if of_user is None:
                 raise self._unknown(query.user_id)
             mean = of_user
         return index.search(Question(mean, top_k, wanted, exclude, least))
+
+    def _mean_of(self, query: _Query) -> Vector:
+        """The unit vector to search by: a short way for one vector, and the long one."""
+        if query.vector is not None:
+            dim = self._store.manifest.embedding_dim
+            numbers = _as_numbers(query.vector, dim)
+            if numbers.shape == (dim,):
+                return _unit_vector(numbers)
+        return _unit_mean(self._photos_of(query))
 
     def _best_pairs(
         self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float
@@ -1084,8 +1093,15 @@ def _unit_rows(vectors: object, dim: int) -> Vector:
     rows = _as_numbers(vectors, dim)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise InputError(f"vectors must have shape [n, {dim}], got {list(rows.shape)}")
-    norms = [math.sqrt(row @ row) for row in rows]
-    if not all(0 < norm < math.inf for norm in norms):  # nor is NaN
+    unit = np.empty(rows.shape, np.float32)
+    for place, row in enumerate(rows):
+        unit[place] = _unit_vector(row)
+    return unit
+
+
+def _unit_vector(numbers: npt.NDArray[np.float64]) -> Vector:
+    norm = math.sqrt(numbers @ numbers)
+    if not 0 < norm < math.inf:  # nor is NaN
         raise InputError("a vector is all zeros or not finite: it has no direction")
-    unit: Vector = (rows / np.array(norms)[:, np.newaxis]).astype(np.float32)
+    unit: Vector = (numbers / norm).astype(np.float32)
     return unit

@@ -151,23 +151,18 @@ class Columns:
 
 
 class Few:
-    """A few rows, found but not put together yet; some may be there more than once.
+    """A few rows, found but not put together yet.
 
-    Args:
-        parts: the rows, integers of any kind.
+    Attributes:
+        parts: the rows, in no order; some may be there more than once.
     """
 
-    def __init__(self, parts: Sequence[Column]) -> None:
-        self._parts = parts
+    def __init__(self, parts: list[Column]) -> None:
+        self.parts = parts
         self._count = sum(map(len, parts))
 
     def __len__(self) -> int:
         return self._count
-
-    def rows(self, end: int) -> Rows:
-        """All of them, ascending and once; they are below ``end``."""
-        rows: Rows = np.concatenate(self._parts, dtype=np.intp)
-        return rows[: scan.ascending(rows, end)]
 
 
 class Selector:
@@ -184,10 +179,6 @@ class Selector:
         """Of some rows, the places of those that qualify, ascending."""
         places = np.empty(len(rows), np.intp)
         return places[: scan.select(self.tests, rows, places)]
-
-    def before(self, end: int) -> Rows:
-        """The rows before one that qualify, ascending."""
-        return self.places(np.arange(end))
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -289,7 +280,7 @@ class _Attribute:
             return None
         if isinstance(condition, tuple):
             low, high = map(_as_float, condition)
-            found = [lookup.by_number.between(low, high)]
+            found: list[Column] = [lookup.by_number.between(low, high)]
         else:
             codes, amounts = self._wanted(condition)
             if len(codes) + len(amounts) > _FEW:
@@ -298,8 +289,11 @@ class _Attribute:
             found += [lookup.by_number.between(amount, amount) for amount in amounts]
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
-        unsorted = np.arange(lookup.rows, self._count)
-        return Few([*found, np.fromiter(changed, np.intp), unsorted])
+        if changed:
+            found.append(np.fromiter(changed, np.intp))
+        if self._count > lookup.rows:
+            found.append(np.arange(lookup.rows, self._count))
+        return Few(found)
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)

@@ -20,8 +20,8 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vibematch import planner
-from vibematch.filters import Columns, Few, Filter, Mask, Selector
+from vibematch import planner, scan
+from vibematch.filters import Column, Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
@@ -557,10 +557,16 @@ class HnswIndex:
         return plan._replace(graph_us=graph_us, scan_us=scan_us, fetched=fetched)
 
     def _compare_all(self, search: _Search, plan: Plan) -> tuple[list[Match], Plan]:
-        rows = self._qualifying(search)
-        tried = len(self._users) if search.few is None else len(search.few)
-        plan = plan._replace(tried=tried, scanned=len(rows), qualifying=len(rows))
-        return self._matches(*self._nearest(rows, search, search.least), search), plan
+        look = self._nearest(search, None if search.few is None else search.few.parts)
+        return self._matches(look.rows, look.scores, search), plan._replace(
+            tried=look.tried, scanned=look.compared, qualifying=look.compared
+        )
+
+    def _nearest(self, search: _Search, among: list[Column] | None) -> Look:
+        """The nearest of all rows, or of some, in no order."""
+        return self._vectors.nearest(
+            search.vector, search.qualifying, search.excluded, search.top_k, search.least, among
+        )
 
     def _look(self, search: _Search, seen: Mask, most_tried: int, least: float = -math.inf) -> Look:
         """The nearest of the sorted rows, in lists that were not seen yet.
@@ -603,13 +609,11 @@ class HnswIndex:
     def _with_unsorted(self, look: Look, search: _Search, seen: Mask) -> Look:
         """With users who came since the rows were sorted: in lists that were seen, or in none."""
         unsorted = self._lists[self._sorted_rows : len(self._users)]
-        if not len(unsorted):
+        if not len(unsorted):  # most often
             return look
         rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
-        tried = len(rows)
-        rows = _without(rows[search.qualifying.places(rows)], search.excluded)
-        near, scores = self._nearest(rows, search, search.least)
-        return look.followed_by(Look(near, scores, tried, len(rows), look.ahead, 1), search.top_k)
+        more = self._nearest(search, [rows])
+        return look.followed_by(more._replace(ahead=look.ahead), search.top_k)
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:
         """The best of the nearest users and of those found; ``None`` if too few qualify."""
@@ -619,7 +623,7 @@ class HnswIndex:
             )
         except RuntimeError:  # it cannot reach that many users
             return None
-        rows, scores = labels[0].astype(np.intp), 1.0 - distances[0]
+        rows, scores = labels[0].astype(np.intp), 1.0 - distances[0].astype(np.float64)
         complete = scores[-1] < search.least
         if self._outside:
             rows, scores = self._with_twins(rows, scores, search.vector)
@@ -644,33 +648,11 @@ class HnswIndex:
         theirs = self._vectors.scores(others, vector)
         return np.concatenate([rows, others]), np.concatenate([scores, theirs])
 
-    def _qualifying(self, search: _Search) -> Rows:
-        """All rows of users who qualify, ascending."""
-        if search.few is None:
-            rows = search.qualifying.before(len(self._users))
-        else:
-            few = search.few.rows(len(self._users))
-            rows = few[search.qualifying.places(few)]
-        return _without(rows, search.excluded)
-
-    def _nearest(self, rows: Rows, search: _Search, least: float) -> tuple[Rows, Scores]:
-        """Of some rows, ascending, those that may be among the nearest ``top_k``, and their scores.
-
-        None of these is missing, nor who ties with the last, if their score is ``least`` or more.
-        """
-        if len(rows) > search.top_k:
-            rows = self._vectors.shortlist(rows, search.vector, search.top_k, least)
-        scores = self._vectors.scores(rows, search.vector)
-        keep = scores >= least - ROUNDING
-        return rows[keep], scores[keep]
-
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
         rows, scores = best_of(rows, scores, search.top_k)
-        below = np.negative(np.minimum(np.maximum(scores, -1.0), 1.0))
-        users = [str(self._users[row]) for row in rows.tolist()]
-        ranked = sorted(zip(below.tolist(), users, strict=True))[: search.top_k]
-        return [Match(user, -score) for score, user in ranked if -score >= search.least]
+        ranked = scan.rank(self._users, rows, scores, search.top_k, search.least)
+        return list(map(Match._make, ranked))
 
     # --- on disk
 
@@ -764,12 +746,3 @@ class HnswIndex:
                 self._retire(row)
         self._columns.keep_sorted(len(self._users))
         return missing
-
-
-def _without(rows: Rows, excluded: Rows) -> Rows:
-    """Rows, ascending, but for a few."""
-    if not len(excluded) or not len(rows):
-        return rows
-    places = np.searchsorted(rows, excluded)
-    found = rows.take(places, mode="clip") == excluded
-    return np.delete(rows, places[found])

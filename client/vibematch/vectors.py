@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -172,7 +171,7 @@ class VectorRows:
 
     def blocks(self) -> list[Coded]:
         """All vectors, in order."""
-        ends = [*self._starts[1:], self._count]
+        ends = [*self._starts, self._count][1:]
         return [
             block.part(slice(end - start))
             for block, start, end in zip(self._blocks, self._starts, ends, strict=True)
@@ -199,22 +198,36 @@ class VectorRows:
             scan.dots(coded.vectors, query, _counted_from(start, rows[part]), scores[part])
         return scores
 
-    def shortlist(self, rows: Rows, query: Vector, count: int, least: float = -math.inf) -> Rows:
-        """Those of the given rows, ascending, that may be among the nearest ``count``, with ties.
+    def nearest(
+        self,
+        query: Vector,
+        qualifying: Selector,
+        excluded: Rows,
+        count: int,
+        least: float,
+        among: list[npt.NDArray[Any]] | None = None,
+    ) -> Look:
+        """The nearest to a vector, of all rows or of some.
 
-        By their codes: it leaves out whose rough score is so far below the last of ``count``, or
-        below ``least``, that the codes' error does not explain it.
+        Args:
+            query: unit vector, float32, ``[dim]``.
+            qualifying: tells who qualifies.
+            excluded: rows to leave out, ascending.
+            count: how many are wanted.
+            least: the least score of those.
+            among: rows, int32 or int64, in no order; the same one may be there more than once.
+                ``None``: all.
         """
-        found, kept = np.empty_like(rows), 0
-        for coded, start, part in self._parts(rows):
-            some = _counted_from(start, rows[part])
-            room = found[kept : kept + len(some)]
-            more = scan.shortlist(
-                coded.codes, coded.scales, query, some, room, count, least, coded.error
+        looks = [
+            Look.of(
+                scan.compare(coded, start, among, query, qualifying.tests, excluded, count, least)
             )
-            room[:more] += start
-            kept += more
-        return found[:kept]
+            for coded, start in zip(self.blocks(), self._starts, strict=True)
+        ]
+        nearest = looks[0] if looks else Look.of((b"", b"", 0, 0, 0, 1.0))
+        for look in looks[1:]:
+            nearest = nearest.followed_by(look, count)
+        return nearest
 
     def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:
         """Each block, its first row, and which of some rows, ascending, are in it."""
@@ -260,6 +273,13 @@ class Look(NamedTuple):
     ahead: int
     share: float
 
+    @classmethod
+    def of(cls, found: tuple[bytes, bytes, int, int, int, float]) -> Look:
+        """What the compiled loops return."""
+        rows, scores, tried, compared, ahead, share = found
+        near, theirs = np.frombuffer(rows, np.intp), np.frombuffer(scores)
+        return cls(near, theirs, tried, compared, ahead, share)
+
     def followed_by(self, more: Look, count: int) -> Look:
         """What was found in these and other rows; ``count`` are wanted."""
         rows, scores = best_of(
@@ -288,6 +308,9 @@ class Partition:
             ``[lists + 1]``.
         familiar: whoever is less similar to a centroid is a stranger: in no list, as nothing was
             learnt about the likes of them.
+
+    Attributes:
+        rows: how many rows are sorted into lists.
     """
 
     def __init__(self, centroids: Vector, limits: Vector, starts: Rows, familiar: float) -> None:
@@ -295,6 +318,7 @@ class Partition:
         self.limits = limits
         self.starts = starts
         self.familiar = familiar
+        self.rows = int(starts[-1])
         self._coded = Coded.of(centroids)
 
     def __len__(self) -> int:
@@ -314,11 +338,6 @@ class Partition:
         limits = _limits(vectors, asked, starts, centroids)
         own = np.einsum("ij,ij->i", vectors[asked], centroids[lists[asked]])
         return cls(centroids, limits, starts, float(np.quantile(own, 1 - _LIMIT_QUANTILE)))
-
-    @property
-    def rows(self) -> int:
-        """How many rows are sorted into lists."""
-        return int(self.starts[-1])
 
     def assign(self, vectors: Vector) -> npt.NDArray[np.uint16]:
         """The nearest list of each vector, ``[n]``; ``len(self)`` for strangers."""
@@ -351,18 +370,9 @@ class Partition:
             seen: lists that were looked into; these are added.
         """
         centres = self._coded
-        rows, scores, tried, compared, ahead, share = scan.look(
-            (centres.codes, centres.scales, centres.error, self.limits, self.starts, seen),
-            coded,
-            query,
-            qualifying.tests,
-            excluded,
-            count,
-            least,
-            most_tried,
-        )
-        found, theirs = np.frombuffer(rows, np.intp), np.frombuffer(scores)
-        return Look(found, theirs, tried, compared, ahead, share)
+        lists = centres.codes, centres.scales, centres.error, self.limits, self.starts, seen
+        tests = qualifying.tests
+        return Look.of(scan.look(lists, coded, query, tests, excluded, count, least, most_tried))
 
 
 def list_starts(lists: npt.NDArray[np.uint16], count: int) -> Rows:

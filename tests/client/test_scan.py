@@ -57,11 +57,25 @@ def test_whoever_meets_all_conditions_is_selected(
     assert (tried, kept) == (starts[2] - starts[0], len(expected))
 
 
-@given(SOME, st.integers(1, 1_000))
-def test_rows_are_put_in_order(rng: np.random.Generator, end: int) -> None:
-    rows = rng.integers(0, end, rng.integers(0, 300))
-    expected = np.unique(rows).tolist()
-    assert rows[: _scan.ascending(rows, end)].tolist() == expected
+NAMES = st.lists(st.none() | st.text(max_size=3), min_size=1, max_size=40)
+SCORES_OF = st.lists(st.tuples(st.integers(0, 39), st.sampled_from([-1.5, -1, 0.25, 0.5, 1, 1.5])))
+
+
+@given(NAMES, SCORES_OF, st.integers(0, 50), st.sampled_from([-np.inf, 0.25, 1.0]))
+def test_the_best_come_first_and_ties_by_name(
+    names: list[str | None], scored: list[tuple[int, float]], wanted: int, least: float
+) -> None:
+    rows = np.array([row % len(names) for row, _ in scored], np.intp)
+    scores = np.array([score for _, score in scored], np.float64)
+    cosines = [min(max(score, -1.0), 1.0) for score in scores.tolist()]
+    pairs = [
+        (name, cosine)
+        for row, cosine in zip(rows, cosines, strict=True)
+        if (name := names[row]) is not None
+    ]
+    best = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted]
+    expected = [pair for pair in best if pair[1] >= least]
+    assert _scan.rank(names, rows, scores, wanted, least) == expected
 
 
 FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
@@ -76,14 +90,18 @@ def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
     rows = np.array([0, row, 1])
     for ask in (
         lambda: _scan.dots(FLOATS, FLOATS[0], rows, np.empty(3)),
-        lambda: _scan.shortlist(CODES, SCALES, FLOATS[0], rows, rows.copy(), 1, -1, 0),
         lambda: _scan.select([(YES,)], rows, rows.copy()),
         lambda: _scan.select([(np.ones(9, bool),), (NUMBERS, 0, 1)], rows, rows.copy()),
-        lambda: _scan.ascending(rows.copy(), 4),
-        lambda: _scan.ascending(ROWS.copy(), min(row, -1)),
+        lambda: compare(first=min(row, -1)),
+        lambda: compare(first=max(row, 1)),
+        lambda: compare(tests=[(YES[:3],)]),
     ):
         with pytest.raises(IndexError, match="no such row"):
             ask()
+    with pytest.raises(IndexError, match="out of range"):
+        _scan.rank(["a"] * 3, rows, np.ones(3), 1, 0)
+    found, *_, tried, kept, _, _ = compare(rows=[rows])
+    assert (sorted(np.frombuffer(found, np.intp)), tried, kept) == ([0, 1], 2, 2), "not here"
 
 
 def test_any_byte_but_zero_is_a_yes() -> None:
@@ -120,6 +138,25 @@ def look(**changed: Any) -> Any:
     users = {key: changed.get(f"their_{key}", each) for key, each in USERS.items()}
     lists["seen"] = lists["seen"].copy()
     return _scan.look(tuple(lists.values()), tuple(users.values()), *asked.values())
+
+
+def compare(**changed: Any) -> Any:
+    """With some arguments changed."""
+    asked = {key: each for key, each in ASKED.items() if key != "most"}
+    arguments = {"users": tuple(USERS.values()), "first": 0, "rows": None, **asked}
+    return _scan.compare(*{key: changed.get(key, each) for key, each in arguments.items()}.values())
+
+
+def test_rows_are_counted_from_the_first() -> None:
+    mask = np.array([True] * 6 + [False, True] + [True] * 2)
+    users = (np.eye(4, 8, dtype=np.float32), *list(USERS.values())[1:3], 1.0)
+    parts = [np.array([9, 7, 3, 5], np.int32), np.array([6, 5, 4])]
+    found, scores, tried, kept, _, _ = compare(
+        users=users, first=4, tests=[(mask,)], rows=parts, out=np.array([4, 9]), count=9, least=-9
+    )
+    assert np.frombuffer(found, np.intp).tolist() == [5, 7]
+    assert (tried, kept) == (4, 2)
+    assert np.frombuffer(scores).tolist() == [1, 1]
 
 
 def test_a_look() -> None:
@@ -174,13 +211,26 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
             (FLOATS.astype(">f4"), FLOATS[0], ROWS, SCORES),
             (np.asfortranarray(FLOATS), FLOATS[0], ROWS, SCORES),
         ),
+        *[
+            lambda changed=changed: compare(**changed)
+            for changed in (
+                {"rows": [FLOATS]},
+                {"rows": [ROWS, SCALES]},
+                {"users": (FLOATS[:3], CODES, SCALES, 0.0)},
+                {"users": (FLOATS, CODES[:3], SCALES, 0.0)},
+                {"users": (FLOATS, CODES[:, :7].copy(), SCALES, 0.0)},
+                {"users": (FLOATS, CODES, SCALES[:3], 0.0)},
+                {"query": FLOATS[0, :7].copy()},
+                {"out": SCALES},
+                {"count": 0},
+                {"tests": [()]},
+            )
+        ],
         *with_arguments(
-            _scan.shortlist,
-            (CODES, SCALES[:3], FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
-            (CODES[:, :7].copy(), SCALES, FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
-            (CODES, SCALES, FLOATS[0], ROWS, OUT, 0, -1.0, 0.0),
-            (CODES, SCALES, FLOATS[0], ROWS, OUT[:2], 1, -1.0, 0.0),
-            (FLOATS, SCALES, FLOATS[0], ROWS, OUT, 1, -1.0, 0.0),
+            _scan.rank,
+            (["a"] * 4, ROWS, SCORES[:2], 1, 0),
+            (["a"] * 4, SCORES, SCORES, 1, 0),
+            (["a"] * 4, ROWS, ROWS, 1, 0),
         ),
         *with_arguments(_scan.encode, (FLOATS, CODES[:3].copy(), SCALES.copy())),
         *with_arguments(
@@ -228,6 +278,10 @@ def test_conditions_that_are_none_are_refused() -> None:
     for conditions in wrong:
         with pytest.raises(TypeError, match=r"real number|must be list"):
             _scan.select(conditions, ROWS, OUT)
+    with pytest.raises(TypeError, match="list of arrays"):
+        compare(rows=ROWS)
+    with pytest.raises(TypeError, match="a user is text"):
+        _scan.rank(["a", None, b"b"], ROWS, SCORES, 1, 0)  # type: ignore[list-item]
 
 
 def test_nothing_is_written_that_may_not_be() -> None:
@@ -236,7 +290,6 @@ def test_nothing_is_written_that_may_not_be() -> None:
     for ask in (
         lambda: _scan.dots(FLOATS, FLOATS[0], ROWS, scores),
         lambda: _scan.select([(YES,)], ROWS, rows),
-        lambda: _scan.ascending(rows, 4),
         lambda: _scan.look(
             (*list(LISTS.values())[:-1], np.frombuffer(b"\0\0", bool)),
             tuple(USERS.values()),

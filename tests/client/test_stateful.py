@@ -101,13 +101,13 @@ def test_columns_select_whom_a_loop_selects(
     qualifying = [place for place, row in enumerate(sorted(rows)) if expected[row]]
     alive = np.ones(len(rows), bool)
     alive[data.draw(st.sampled_from(sorted(rows)))] = data.draw(st.booleans())
-    assert columns.selector(wanted).before(len(rows)).tolist() == qualifying
+    assert columns.selector(wanted).places(np.arange(len(rows))).tolist() == qualifying
     living = [row for row in qualifying if alive[row]]
-    assert columns.selector(wanted, alive).before(len(rows)).tolist() == living
+    assert columns.selector(wanted, alive).places(np.arange(len(rows))).tolist() == living
     chosen = columns.selector(wanted).places(np.array(some, np.intp))
     assert chosen.tolist() == [place for place, row in enumerate(some) if expected[row]]
     taken = columns.take(np.array(some, np.intp)).selector(wanted)
-    assert taken.before(len(some)).tolist() == chosen.tolist()
+    assert taken.places(np.arange(len(some))).tolist() == chosen.tolist()
 
 
 def test_columns_grow_past_their_first_size() -> None:
@@ -115,7 +115,7 @@ def test_columns_grow_past_their_first_size() -> None:
     for row in range(5_000):
         columns.put(row, {"number": row, "even": row % 2 == 0}, {"number": (row, row + 1)})
     selector = columns.selector(Filter([("even", True)], {"number": 4_000}))
-    assert selector.before(5_000).tolist() == [4_000]
+    assert selector.places(np.arange(5_000)).tolist() == [4_000]
 
 
 # --- the whole engine

@@ -39,22 +39,42 @@ def test_no_vector_is_farther_from_its_codes_than_the_error(
     assert (np.abs(coded.codes.astype(int)).max(axis=1)[largest > 0] == 127).all()
 
 
+NOBODY = np.empty(0, np.intp)
+
+
+def nearest(rows: VectorRows, query: np.ndarray, count: int, least: float = -np.inf) -> list[int]:
+    """Those of all rows that may be among the nearest."""
+    return rows.nearest(query, Selector([]), NOBODY, count, least).rows.tolist()
+
+
 @given(SOME, st.integers(1, 300), st.integers(1, 40), st.booleans(), st.floats(-1, 1) | st.none())
-def test_a_shortlist_has_the_nearest_and_who_ties_with_them(
+def test_the_nearest_and_who_ties_with_them(
     rng: np.random.Generator, dim: int, count: int, in_one_block: bool, floor: float | None
 ) -> None:
     vectors = unit_rows(rng, 600, dim)
     vectors[rng.integers(600, size=50)] = vectors[rng.integers(600, size=50)]  # twins
     rows = in_blocks(vectors, 600 if in_one_block else 250)
-    some = np.sort(rng.choice(600, rng.integers(1, 600), replace=False))
     query = unit_rows(rng, 1, dim)[0]
+    qualifies = rng.random(600) < rng.choice([0.1, 1.0])
+    excluded = np.unique(rng.integers(0, 601, rng.integers(0, 20)))
+    some = rng.integers(0, 600, rng.integers(0, 900))  # in no order, and more than once
+    parts = np.split(some, np.sort(rng.integers(0, len(some) + 1, rng.integers(0, 4))))
+    parts = [part.astype(rng.choice(["i4", "i8"])) for part in parts]
+    among = None if rng.random() < 0.2 else parts
     floor = -np.inf if floor is None else floor
-    near = rows.shortlist(some, query, count, floor)
-    exact = vectors[some].astype(np.float64) @ query
-    least = max(np.sort(exact)[-min(count, len(some))], floor)
-    assert set(some[exact >= least - 1e-6].tolist()) <= set(near.tolist()) <= set(some.tolist())
-    assert (np.diff(near) > 0).all()
-    assert rows.scores(near, query) == pytest.approx(exact[np.isin(some, near)], abs=1e-12)
+    look = rows.nearest(query, Selector([(qualifies,)]), excluded, count, floor, among)
+
+    there = np.arange(600) if among is None else np.unique(some)
+    wanted = there[qualifies[there] & ~np.isin(there, excluded)]
+    assert (look.tried, look.compared, look.ahead) == (len(there), len(wanted), 0)
+    exact = vectors.astype(np.float64) @ query
+    best = np.sort(exact[wanted])[::-1]
+    least = max(best[count - 1] if len(best) >= count else -np.inf, floor)
+    found = look.rows.tolist()
+    assert look.scores == pytest.approx(exact[look.rows], abs=1e-12)
+    assert len(set(found)) == len(found)
+    assert set(wanted[exact[wanted] >= least].tolist()) <= set(found)
+    assert set(found) <= set(wanted[exact[wanted] >= least - 5e-6].tolist())
 
 
 @pytest.mark.parametrize("dim", [256, 4_096])
@@ -67,20 +87,13 @@ def test_a_query_that_is_nearly_an_axis_loses_nobody(dim: int) -> None:
     query = 1e-4 * unit_rows(rng, 1, dim)[0]
     query[0] = 1
     query /= np.linalg.norm(query)
-    near = in_blocks(vectors, 2_000).shortlist(np.arange(2_000), query, 10)
+    near = nearest(in_blocks(vectors, 2_000), query, 10)
     best = np.argsort(-(vectors.astype(np.float64) @ query))[:10]
-    assert set(best.tolist()) <= set(near.tolist())
+    assert set(best.tolist()) <= set(near)
 
 
-def test_a_shortlist_is_short() -> None:
-    rng = np.random.default_rng(0)
-    rows = in_blocks(unit_rows(rng, 20_000, 256), 20_000)
-    query = unit_rows(rng, 1, 256)[0]
-    near = rows.shortlist(np.arange(20_000), query, 10)
-    assert len(near) < 200
-    best = rows.scores(near, query).max()
-    assert len(rows.shortlist(np.arange(20_000), query, 10, best)) < len(near) / 4
-    assert len(rows.shortlist(np.arange(9), query, 10, 0.9)) == 0, "fewer than are asked for"
+def test_nobody_is_near_in_no_rows() -> None:
+    assert nearest(VectorRows(8), np.ones(8, np.float32), 10) == []
 
 
 @pytest.mark.parametrize("dim", [1, 7, 8, 63, 64, 65, 4_096, 5_900, 5_954, 20_000])
@@ -91,8 +104,8 @@ def test_sums_of_any_length_are_right(dim: int) -> None:
     rows, query = in_blocks(vectors, 3), vectors[0]
     exact = vectors.astype(np.float64) @ query.astype(np.float64)
     assert rows.scores(np.arange(3), query) == pytest.approx(exact, abs=1e-12)
-    assert rows.shortlist(np.arange(3), query, 1).tolist() == [0]
-    assert rows.shortlist(np.arange(3), -query, 1)[0] == 1
+    assert nearest(rows, query, 1) == [0]
+    assert 1 in nearest(rows, -query, 1)
 
 
 def test_equal_vectors_have_equal_scores_wherever_they_lie() -> None:
@@ -189,6 +202,5 @@ def test_lists_of_very_few() -> None:
     vector = np.ones((1, 4), np.float32) / 2
     partition = Partition.of(vector, np.zeros(1, np.uint16), vector)
     seen = np.zeros(1, bool)
-    nobody = np.empty(0, np.intp)
-    look = partition.look(Coded.of(vector), vector[0], Selector([]), nobody, 3, -2, 9, seen)
+    look = partition.look(Coded.of(vector), vector[0], Selector([]), NOBODY, 3, -2, 9, seen)
     assert (look.rows.tolist(), look.tried, look.ahead) == ([0], 1, 0)
