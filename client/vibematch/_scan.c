@@ -1,4 +1,4 @@
-/* Who qualifies, and comparing one vector with theirs, list by list: a scan's loops, nothing else.
+/* Who qualifies, comparing one vector with theirs, and whose names come first: a scan's loops.
  *
  * A scan reads vectors of users who are scattered over memory, so that it waits for memory more
  * than it computes. Codes of one byte per element are a quarter of what float32 would be, and are
@@ -677,29 +677,6 @@ static void keep_nearest(Look *look, double *exact)
     look->found = kept;
 }
 
-/* Rows and their scores, as bytes; how many were tried and compared, and are ahead; the share who
- * qualify of those in the nearest lists that hold NEAR users. */
-static PyObject *found_by(Look *look, const float *vectors, const float *query)
-{
-    double *exact = NULL;
-    Py_BEGIN_ALLOW_THREADS
-    keep_likely(look);
-    exact = malloc((look->found + 1) * sizeof *exact);
-    if (exact) {
-        exact_scores(vectors, query, look->dim, look->rows, look->found, exact);
-        keep_nearest(look, exact);
-    }
-    Py_END_ALLOW_THREADS
-    if (!exact)
-        return PyErr_NoMemory();
-    PyObject *result = Py_BuildValue(
-        "y#y#LnLd", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
-        look->found * (Py_ssize_t)sizeof *exact, (long long)look->tried, look->compared,
-        (long long)look->ahead, GREATER(look->near_found, 0.5) / GREATER(look->near_tried, 1));
-    free(exact);
-    return result;
-}
-
 static int look_into_lists(Look *look)
 {
     List *heap = malloc((look->list_count + 1) * sizeof *heap);
@@ -735,7 +712,9 @@ static int compare_all(Look *look)
     return is_done;
 }
 
-/* All the memory it takes, and the search. */
+/* All the memory it takes, and the search. Rows and their scores, as bytes; how many were tried and
+ * compared, and are ahead; the share who qualify of those in the nearest lists that hold NEAR
+ * users. */
 static PyObject *answer(Look *look, int (*search)(Look *), const float *vectors, const float *asked)
 {
     look->wanted = LESSER(look->wanted, look->end - look->first + 1); /* then the heap is never full */
@@ -744,20 +723,31 @@ static PyObject *answer(Look *look, int (*search)(Look *), const float *vectors,
     look->rows = malloc(look->room * sizeof *look->rows);
     look->scores = malloc(look->room * sizeof *look->scores);
     look->heap = malloc(look->wanted * sizeof *look->heap);
+    double *exact = NULL;
     PyObject *result = NULL;
-    int is_done = query && look->rows && look->scores && look->heap;
-    if (is_done) {
+    if (query && look->rows && look->scores && look->heap) {
         Py_BEGIN_ALLOW_THREADS
         look->query_unit = round_query(asked, look->dim, query, &look->query_error);
         look->query = query;
         empty(look->heap, look->wanted);
-        is_done = search(look);
+        if (search(look)) {
+            keep_likely(look);
+            exact = malloc((look->found + 1) * sizeof *exact);
+        }
+        if (exact) {
+            exact_scores(vectors, asked, look->dim, look->rows, look->found, exact);
+            keep_nearest(look, exact);
+        }
         Py_END_ALLOW_THREADS
     }
-    if (is_done)
-        result = found_by(look, vectors, asked);
+    if (exact)
+        result = Py_BuildValue(
+            "y#y#LnLd", look->rows, look->found * (Py_ssize_t)sizeof *look->rows, exact,
+            look->found * (Py_ssize_t)sizeof *exact, (long long)look->tried, look->compared,
+            (long long)look->ahead, GREATER(look->near_found, 0.5) / GREATER(look->near_tried, 1));
     else
         PyErr_NoMemory();
+    free(exact);
     free(query);
     free(look->heap);
     free(look->rows);
