@@ -149,7 +149,7 @@ static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, f
 #define VALUE "i"
 #define BOOL "?"
 #define ROW (sizeof(long) == sizeof(int64_t) ? "lq" : "q")
-#define ROWS "ilq" /* of 4 or 8 bytes */
+#define ANY_ROW "ilq" /* of 4 or 8 bytes */
 
 typedef struct {
     PyObject *source;
@@ -499,7 +499,7 @@ typedef struct {
     const int16_t *query;
     float query_unit, query_error, least;
     Py_ssize_t dim, wanted, most_tried;
-    const uint64_t *named; /* by row: who is to be compared; NULL: everybody */
+    const uint64_t *named; /* a bit for each user here: who is to be compared; NULL: everybody */
     const Test *tests;
     Py_ssize_t test_count;
     const int64_t *excluded; /* ascending */
@@ -571,24 +571,24 @@ static int make_room(Look *look, Py_ssize_t more)
     return 1;
 }
 
-/* Who qualifies, of the rows from one to another; false without memory. */
-static int find_between(Look *look, int64_t row, int64_t end)
+/* Who qualifies, of some rows from one on; false without memory. */
+static int find_from(Look *look, int64_t row, int64_t count)
 {
-    look->tried += end - row;
-    for (; row < end; row += AT_ONCE) {
-        Py_ssize_t some = LESSER(end - row, AT_ONCE);
+    look->tried += count;
+    for (Py_ssize_t some; count; row += some, count -= some) {
+        some = LESSER(count, AT_ONCE);
         if (!make_room(look, some))
             return 0;
         int64_t *found = look->rows + look->found;
-        some = find(look->tests, look->test_count, row, some, found);
-        look->found += without(look, found, some);
+        Py_ssize_t more = find(look->tests, look->test_count, row, some, found);
+        look->found += without(look, found, more);
     }
     return 1;
 }
 
 static int find_in_list(Look *look, int32_t list)
 {
-    if (!find_between(look, look->starts[list], look->starts[list + 1]))
+    if (!find_from(look, look->starts[list], look->starts[list + 1] - look->starts[list]))
         return 0;
     look->seen[list] = 1;
     if (look->near_tried < NEAR) {
@@ -624,6 +624,7 @@ static int walk(Look *look, List *heap, int64_t *numbers, float *scores)
             heap[size++] = (List){scores[i], i};
     for (Py_ssize_t place = size / 2; place--;)
         sink_list(heap, size, place);
+    empty(look->heap, look->wanted);
     while (size && look->tried < look->most_tried &&
            limit_of(look, heap[0].score) >= worth_finding(look)) {
         if (!find_in_list(look, heap[0].number))
@@ -663,14 +664,14 @@ static void keep_likely(Look *look)
 /* Of those, by their exact scores, those who are, and who ties with the last. */
 static void keep_nearest(Look *look, double *exact)
 {
-    empty(look->heap, look->wanted);
-    for (Py_ssize_t i = 0; i < look->found; i++)
+    empty(look->heap, LESSER(look->wanted, look->found + 1));
+    for (Py_ssize_t i = 0; i < look->found && look->found > look->wanted; i++)
         if (exact[i] > look->heap[0])
             sink(look->heap, look->wanted, 0, exact[i]);
     double least = GREATER(look->least, look->heap[0]) - ROUNDING;
     Py_ssize_t kept = 0;
     for (Py_ssize_t i = 0; i < look->found; i++) {
-        look->rows[kept] = look->rows[i] + look->first;
+        look->rows[kept] = look->rows[i] + look->first; /* as rows of all users again */
         exact[kept] = exact[i];
         kept += exact[i] >= least;
     }
@@ -689,32 +690,44 @@ static int look_into_lists(Look *look)
     return is_done;
 }
 
-/* All the users who are here, or those among them who were named: a bit for each puts them in
- * order, and none is there twice. False without memory. */
-static int compare_all(Look *look)
+/* Who qualifies of those who were named; false without memory. */
+static int find_named(Look *look)
 {
-    int is_done = 1;
-    if (look->named) {
-        for (int64_t word = 0; word * 64 < look->end - look->first; word++)
-            look->tried += __builtin_popcountll(look->named[word]);
-        if (!make_room(look, look->tried))
-            return 0;
-        for (int64_t word = 0; word * 64 < look->end - look->first; word++)
-            for (uint64_t bits = look->named[word]; bits; bits &= bits - 1)
-                look->rows[look->found++] = look->first + word * 64 + __builtin_ctzll(bits);
-        look->found = keep(look->tests, look->test_count, NULL, look->rows, look->found);
-        look->found = without(look, look->rows, look->found);
-    } else {
-        is_done = find_between(look, look->first, look->end);
-    }
-    if (is_done)
-        compare_found(look);
-    return is_done;
+    int64_t words = (look->end - look->first + 63) / 64;
+    for (int64_t word = 0; word < words; word++)
+        look->tried += __builtin_popcountll(look->named[word]);
+    if (!make_room(look, look->tried))
+        return 0;
+    for (int64_t word = 0; word < words; word++)
+        for (uint64_t bits = look->named[word]; bits; bits &= bits - 1)
+            look->rows[look->found++] = look->first + word * 64 + __builtin_ctzll(bits);
+    look->found = keep(look->tests, look->test_count, NULL, look->rows, look->found);
+    look->found = without(look, look->rows, look->found);
+    return 1;
 }
 
-/* All the memory it takes, and the search. Rows and their scores, as bytes; how many were tried and
- * compared, and are ahead; the share who qualify of those in the nearest lists that hold NEAR
- * users. */
+/* All the users who are here, or those among them who were named; false without memory. */
+static int compare_all(Look *look)
+{
+    if (look->named ? !find_named(look) : !find_from(look, look->first, look->end - look->first))
+        return 0;
+    look->near_tried = look->tried;
+    look->near_found = look->found;
+    if (look->found > look->wanted) {
+        empty(look->heap, look->wanted);
+        compare_found(look);
+        return 1;
+    }
+    look->heap[0] = -INFINITY; /* there is no choice to make by codes */
+    for (; look->compared < look->found; look->compared++) {
+        look->rows[look->compared] -= look->first;
+        look->scores[look->compared] = INFINITY;
+    }
+    return 1;
+}
+
+/* What a search finds: rows and their scores, as bytes; how many were tried and compared, and are
+ * ahead; the share who qualify of those in the nearest lists that hold NEAR users, or of all. */
 static PyObject *answer(Look *look, int (*search)(Look *), const float *vectors, const float *asked)
 {
     look->wanted = LESSER(look->wanted, look->end - look->first + 1); /* then the heap is never full */
@@ -729,7 +742,6 @@ static PyObject *answer(Look *look, int (*search)(Look *), const float *vectors,
         Py_BEGIN_ALLOW_THREADS
         look->query_unit = round_query(asked, look->dim, query, &look->query_error);
         look->query = query;
-        empty(look->heap, look->wanted);
         if (search(look)) {
             keep_likely(look);
             exact = malloc((look->found + 1) * sizeof *exact);
@@ -830,14 +842,15 @@ static PyObject *look(PyObject *self, PyObject *arguments)
     return result;
 }
 
-/* A bit for each of the rows from one to another that is in one of some arrays; NULL on errors. */
+/* A bit for each of the rows from one to another, set for those in some arrays: they are in order
+ * then, and none is there twice. NULL on errors. */
 static uint64_t *bits_of(PyObject *parts, int64_t first, int64_t end)
 {
     uint64_t *bits = calloc((end - first) / 64 + 1, sizeof *bits);
     if (!bits)
         return (uint64_t *)PyErr_NoMemory();
     for (Py_ssize_t i = 0; i < PyList_Size(parts); i++) {
-        Array part = {.source = PyList_GetItem(parts, i), .kinds = ROWS, .dimensions = 1};
+        Array part = {.source = PyList_GetItem(parts, i), .kinds = ANY_ROW, .dimensions = 1};
         if (open_arrays(&part, 1) < 0) {
             free(bits);
             return NULL;
@@ -901,7 +914,8 @@ static int by_score_and_user(const void *one, const void *other)
     return PyUnicode_Compare(a->user, b->user);
 }
 
-/* The users in some rows, but for those in which nobody is; -1 with an error set. */
+/* The users in some rows, but for those in which nobody is or that have no score; how many. They are
+ * held, as others may let go of them while memory is taken. */
 static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
 {
     const int64_t *rows = a[0].buffer.buf;
@@ -910,16 +924,30 @@ static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
     for (Py_ssize_t i = 0; i < a[0].buffer.shape[0]; i++) {
         PyObject *user = PyList_GetItem(users, rows[i]);
         if (!user)
-            return -1;
-        if (user == Py_None)
+            break;
+        if (user == Py_None || isnan(scores[i]))
             continue;
         if (!PyUnicode_Check(user)) {
             PyErr_SetString(PyExc_TypeError, "a user is text, or None");
-            return -1;
+            break;
         }
-        matches[named++] = (Match){LESSER(GREATER(scores[i], -1), 1), user};
+        matches[named++] = (Match){LESSER(GREATER(scores[i], -1), 1), Py_NewRef(user)};
     }
     return named;
+}
+
+/* The first of them, as far as their scores are good enough. */
+static PyObject *as_pairs(const Match *matches, Py_ssize_t count, double least)
+{
+    while (count && matches[count - 1].score < least)
+        count--;
+    PyObject *result = PyList_New(count);
+    for (Py_ssize_t i = 0; result && i < count; i++) {
+        PyObject *pair = Py_BuildValue("Od", matches[i].user, matches[i].score);
+        if (!pair || PyList_SetItem(result, i, pair) < 0)
+            Py_CLEAR(result);
+    }
+    return result;
 }
 
 static PyObject *rank(PyObject *self, PyObject *arguments)
@@ -938,17 +966,14 @@ static PyObject *rank(PyObject *self, PyObject *arguments)
         PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
     } else if (!matches) {
         PyErr_NoMemory();
-    } else if ((count = name_rows(users, a, matches)) >= 0) {
-        qsort(matches, count, sizeof *matches, by_score_and_user);
-        count = LESSER(count, GREATER(wanted, 0));
-        while (count && matches[count - 1].score < least)
-            count--;
-        result = PyList_New(count);
-        for (Py_ssize_t i = 0; result && i < count; i++) {
-            PyObject *pair = Py_BuildValue("Od", matches[i].user, matches[i].score);
-            if (!pair || PyList_SetItem(result, i, pair) < 0)
-                Py_CLEAR(result);
+    } else {
+        count = name_rows(users, a, matches);
+        if (!PyErr_Occurred()) {
+            qsort(matches, count, sizeof *matches, by_score_and_user);
+            result = as_pairs(matches, LESSER(count, GREATER(wanted, 0)), least);
         }
+        while (count--)
+            Py_DECREF(matches[count].user);
     }
     free(matches);
     close_arrays(a, 2);

@@ -612,6 +612,8 @@ class HnswIndex:
         if not len(unsorted):  # most often
             return look
         rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
+        if not len(rows):
+            return look
         more = self._nearest(search, [rows])
         return look.followed_by(more._replace(ahead=look.ahead), search.top_k)
 

@@ -28,6 +28,7 @@ _GATHER_ROWS: Final = 1024
 _CANCELLED: Final = 1e-6
 _KEY_SEED: Final = 1
 _KEY_STEPS: Final = 256
+_NO_ROWS: Final[Rows] = np.empty(0, np.intp)
 
 _ROWS_PER_LIST: Final = 400
 _MAX_LISTS: Final = 2048
@@ -218,15 +219,20 @@ class VectorRows:
             among: rows, int32 or int64, in no order; the same one may be there more than once.
                 ``None``: all.
         """
-        looks = [
-            Look.of(
-                scan.compare(coded, start, among, query, qualifying.tests, excluded, count, least)
+        if among is None or len(self._blocks) == 1:
+            parts = [
+                (coded, start, among)
+                for coded, start in zip(self.blocks(), self._starts, strict=True)
+            ]
+        else:
+            rows = np.unique(np.concatenate([_NO_ROWS, *among]))
+            parts = [(coded, start, [rows[part]]) for coded, start, part in self._parts(rows)]
+        nearest = _NOBODY
+        for coded, start, some in parts:
+            look = Look.of(
+                scan.compare(coded, start, some, query, qualifying.tests, excluded, count, least)
             )
-            for coded, start in zip(self.blocks(), self._starts, strict=True)
-        ]
-        nearest = looks[0] if looks else Look.of((b"", b"", 0, 0, 0, 1.0))
-        for look in looks[1:]:
-            nearest = nearest.followed_by(look, count)
+            nearest = nearest.followed_by(look, count) if nearest.tried else look
         return nearest
 
     def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:
@@ -236,7 +242,7 @@ class VectorRows:
             return
         bounds = [*np.searchsorted(rows, self._starts).tolist(), len(rows)]
         for coded, start, low, high in zip(
-            self._blocks, self._starts, bounds, bounds[1:], strict=False
+            self.blocks(), self._starts, bounds, bounds[1:], strict=False
         ):
             if low < high:
                 yield coded, start, slice(low, high)
@@ -255,7 +261,7 @@ def best_of(rows: Rows, scores: Scores, count: int) -> tuple[Rows, Scores]:
 
 
 class Look(NamedTuple):
-    """What was found in some lists.
+    """What was found in some lists, or some rows.
 
     Attributes:
         rows: those that may be among the nearest, and who ties with the last of these.
@@ -263,7 +269,8 @@ class Look(NamedTuple):
         tried: how many users are in the lists that were looked into.
         compared: how many of them qualify.
         ahead: how many are in lists that were not, in which there may be somebody nearer.
-        share: about how many of the nearest qualify, in (0, 1]: of 50 or more in the nearest lists.
+        share: about how many of the nearest qualify, in (0, 1]: of 50 or more in the nearest lists,
+            or of the rows.
     """
 
     rows: Rows
@@ -289,6 +296,9 @@ class Look(NamedTuple):
         )
         tried, compared = self.tried + more.tried, self.compared + more.compared
         return Look(rows, scores, tried, compared, more.ahead, self.share)
+
+
+_NOBODY: Final = Look(_NO_ROWS, np.empty(0), 0, 0, 0, 1.0)
 
 
 class Partition:

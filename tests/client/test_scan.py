@@ -58,7 +58,9 @@ def test_whoever_meets_all_conditions_is_selected(
 
 
 NAMES = st.lists(st.none() | st.text(max_size=3), min_size=1, max_size=40)
-SCORES_OF = st.lists(st.tuples(st.integers(0, 39), st.sampled_from([-1.5, -1, 0.25, 0.5, 1, 1.5])))
+SCORES_OF = st.lists(
+    st.tuples(st.integers(0, 39), st.sampled_from([-1.5, -1, 0.25, 0.5, 1, 1.5, np.nan]))
+)
 
 
 @given(NAMES, SCORES_OF, st.integers(0, 50), st.sampled_from([-np.inf, 0.25, 1.0]))
@@ -71,11 +73,30 @@ def test_the_best_come_first_and_ties_by_name(
     pairs = [
         (name, cosine)
         for row, cosine in zip(rows, cosines, strict=True)
-        if (name := names[row]) is not None
+        if (name := names[row]) is not None and not np.isnan(cosine)
     ]
     best = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted]
     expected = [pair for pair in best if pair[1] >= least]
     assert _scan.rank(names, rows, scores, wanted, least) == expected
+
+
+def test_users_who_go_while_they_are_ranked() -> None:
+    """Memory that is taken may have others clean up, and those may do anything."""
+    users = [f"user {number}" for number in range(5_000)]
+    expected = [f"user {number}" for number in range(5_000)]
+
+    class Bomb:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            users.clear()
+
+    Bomb()
+    scores = np.linspace(1, -1, len(users))
+    ranked = _scan.rank(users, np.arange(len(users)), scores, len(users), -1)
+    assert not users, "it went off"
+    assert [user for user, _ in ranked] == expected
 
 
 FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
@@ -94,6 +115,7 @@ def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
         lambda: _scan.select([(np.ones(9, bool),), (NUMBERS, 0, 1)], rows, rows.copy()),
         lambda: compare(first=min(row, -1)),
         lambda: compare(first=max(row, 1)),
+        lambda: compare(first=2**63 - 1 - 3, tests=[]),
         lambda: compare(tests=[(YES[:3],)]),
     ):
         with pytest.raises(IndexError, match="no such row"):
@@ -149,14 +171,17 @@ def compare(**changed: Any) -> Any:
 
 def test_rows_are_counted_from_the_first() -> None:
     mask = np.array([True] * 6 + [False, True] + [True] * 2)
-    users = (np.eye(4, 8, dtype=np.float32), *list(USERS.values())[1:3], 1.0)
+    codes = np.arange(32, dtype=np.int8).reshape(4, 8)
+    users = (codes.astype(np.float32), codes, SCALES, 0.0)
     parts = [np.array([9, 7, 3, 5], np.int32), np.array([6, 5, 4])]
     found, scores, tried, kept, _, _ = compare(
         users=users, first=4, tests=[(mask,)], rows=parts, out=np.array([4, 9]), count=9, least=-9
     )
     assert np.frombuffer(found, np.intp).tolist() == [5, 7]
     assert (tried, kept) == (4, 2)
-    assert np.frombuffer(scores).tolist() == [1, 1]
+    assert np.frombuffer(scores).tolist() == [codes[1].sum(), codes[3].sum()]
+    best, *_ = compare(users=users, first=4, tests=[], rows=parts)
+    assert np.frombuffer(best, np.intp).tolist() == [7], "of the four"
 
 
 def test_a_look() -> None:
@@ -268,7 +293,7 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(ask: Callable[[], Any]) -> None:
-    message = "differ in length|another type or shape|contiguous|one to four parts|no room"
+    message = "differ in length|another type or shape|contiguous|one to four parts"
     with pytest.raises(ValueError, match=message):
         ask()
 

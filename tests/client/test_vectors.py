@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vibematch.vectors
 from vibematch.filters import Selector
 from vibematch.vectors import Coded, Partition, VectorRows, find_centroids, nearest_centroids
 
@@ -47,13 +48,21 @@ def nearest(rows: VectorRows, query: np.ndarray, count: int, least: float = -np.
     return rows.nearest(query, Selector([]), NOBODY, count, least).rows.tolist()
 
 
-@given(SOME, st.integers(1, 300), st.integers(1, 40), st.booleans(), st.floats(-1, 1) | st.none())
+@given(
+    SOME,
+    st.integers(1, 300),
+    st.integers(1, 40) | st.just(10**6),
+    st.sampled_from([0, 250, 600]),
+    st.floats(-1, 1) | st.none(),
+)
 def test_the_nearest_and_who_ties_with_them(
-    rng: np.random.Generator, dim: int, count: int, in_one_block: bool, floor: float | None
+    rng: np.random.Generator, dim: int, count: int, in_first_block: int, floor: float | None
 ) -> None:
     vectors = unit_rows(rng, 600, dim)
     vectors[rng.integers(600, size=50)] = vectors[rng.integers(600, size=50)]  # twins
-    rows = in_blocks(vectors, 600 if in_one_block else 250)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vibematch.vectors, "_BLOCK_ROWS", 64)
+        rows = in_blocks(vectors, in_first_block)
     query = unit_rows(rng, 1, dim)[0]
     qualifies = rng.random(600) < rng.choice([0.1, 1.0])
     excluded = np.unique(rng.integers(0, 601, rng.integers(0, 20)))
