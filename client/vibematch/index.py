@@ -516,7 +516,8 @@ class HnswIndex:
         look = self._look(search, seen, planner.FIRST_LOOK)
         if look.ahead:
             share = look.compared / look.tried if look.tried else look.share
-            ahead_us = self._scan_us(look.ahead, share * look.ahead, share)
+            tried = min(look.ahead, self._most_tried(search))
+            ahead_us = self._scan_us(tried, share * tried, share)
             few_us = math.inf if few is None else self._scan_us(len(few), len(few), 0)
             plan = self._think_of_graph(search, look.share, min(ahead_us, few_us), plan)
             if plan.fetched is not None:
@@ -593,9 +594,7 @@ class HnswIndex:
 
     def _look_on(self, look: Look, search: _Search, seen: Mask) -> Look:
         """Until it is settled who is nearest, or that takes too long and enough were compared."""
-        bound = planner.most_tried(len(self._rows))
-        if search.few is not None:  # it is expected to take less than comparing them all
-            bound = len(self._users)
+        bound = self._most_tried(search)
         enough = planner.compared_at_least(search.top_k)
         while look.ahead and (look.tried < bound or look.compared < enough):
             least = float(look.scores.min()) if len(look.rows) >= search.top_k else -math.inf
@@ -605,6 +604,10 @@ class HnswIndex:
             if not more.tried:
                 break
         return look
+
+    def _most_tried(self, search: _Search) -> int:
+        """After so many a scan stops, unless a few are known, and comparing all is no quicker."""
+        return planner.most_tried(len(self._rows)) if search.few is None else len(self._users)
 
     def _with_unsorted(self, look: Look, search: _Search, seen: Mask) -> Look:
         """With users who came since the rows were sorted: in lists that were seen, or in none."""

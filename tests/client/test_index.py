@@ -414,6 +414,10 @@ def test_only_a_scan_of_many_stops_before_it_is_settled(
     assert (plan.qualifying is None) == is_bounded
     if is_bounded:
         assert 6_000 <= plan.tried < 7_000
+        share = plan.scanned / plan.tried
+        no_more = planner.scan_us(6_000, 6_000, share, plan.users, styles.vectors.shape[1])
+        assert plan.scan_us is not None
+        assert plan.scan_us < no_more, "as if it looked at everybody"
     else:
         assert_same(found, styles.index.search_exactly(question))
     monkeypatch.setattr(planner, "_COMPARED_AT_LEAST", 10_000)
