@@ -26,6 +26,7 @@ from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
 from vibematch.vectors import (
+    NO_ROWS,
     ROUNDING,
     Coded,
     Look,
@@ -67,7 +68,6 @@ search that meets them would not get past them.
 """
 _MOST_FREE: Final = 0.25
 _FEW_FREE: Final = 1_000
-_NO_ROWS: Final[Rows] = np.empty(0, np.intp)
 
 
 class Match(NamedTuple):
@@ -503,7 +503,7 @@ class HnswIndex:
             bool(wanted),
             self._columns.selector(wanted, None if everybody_lives else self._alive),
             self._columns.narrowed(wanted) if wanted else None,
-            np.array(sorted(excluded), np.intp) if excluded else _NO_ROWS,
+            np.array(sorted(excluded), np.intp) if excluded else NO_ROWS,
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
@@ -580,7 +580,7 @@ class HnswIndex:
         """
         if self._partition is None:
             share = 0.5 if search.is_filtered else 1.0
-            return Look(_NO_ROWS, np.empty(0), 0, 0, len(self._users), share)
+            return Look(NO_ROWS, np.empty(0), 0, 0, len(self._users), share)
         return self._partition.look(
             self._vectors.first_block(),
             search.vector,

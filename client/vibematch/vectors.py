@@ -28,7 +28,7 @@ _GATHER_ROWS: Final = 1024
 _CANCELLED: Final = 1e-6
 _KEY_SEED: Final = 1
 _KEY_STEPS: Final = 256
-_NO_ROWS: Final[Rows] = np.empty(0, np.intp)
+NO_ROWS: Final[Rows] = np.empty(0, np.intp)
 
 _ROWS_PER_LIST: Final = 400
 _MAX_LISTS: Final = 2048
@@ -225,7 +225,7 @@ class VectorRows:
                 for coded, start in zip(self.blocks(), self._starts, strict=True)
             ]
         else:
-            rows = np.unique(np.concatenate([_NO_ROWS, *among]))
+            rows = np.unique(np.concatenate([NO_ROWS, *among]))
             parts = [(coded, start, [rows[part]]) for coded, start, part in self._parts(rows)]
         nearest = _NOBODY
         for coded, start, some in parts:
@@ -298,7 +298,7 @@ class Look(NamedTuple):
         return Look(rows, scores, tried, compared, more.ahead, self.share)
 
 
-_NOBODY: Final = Look(_NO_ROWS, np.empty(0), 0, 0, 0, 1.0)
+_NOBODY: Final = Look(NO_ROWS, np.empty(0), 0, 0, 0, 1.0)
 
 
 class Partition:
