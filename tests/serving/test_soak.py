@@ -49,7 +49,7 @@ def test_minutes_of_work_change_nothing(soaked: TritonServer) -> None:
 
 
 @pytest.mark.xfail(
-    reason="89 to 95 % on two cores that also make the load: refusing a photo costs 1 to 2 ms",
+    reason="73 to 95 % on two cores that also make the load: refusing a photo costs 1 to 2 ms",
     strict=False,
 )
 def test_asked_four_times_too_much_it_does_as_much_as_ever(soaked: TritonServer) -> None:
