@@ -241,7 +241,7 @@ def _read_coded(file: IO[bytes], header: _Header, offset: int) -> Coded:
     codes_offset = offset + np.dtype("<f4").itemsize * count
     _require(file, codes_offset, count)
     # At once: a search that is the first to touch a page would wait for it, one page at a time.
-    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # which only Linux has
     memory = mmap.mmap(file.fileno(), codes_offset + count, flags=flags, prot=mmap.PROT_READ)
     vectors = np.frombuffer(memory, "<f4", count, offset).reshape(shape)
     codes = np.frombuffer(memory, "i1", count, codes_offset).reshape(shape)
