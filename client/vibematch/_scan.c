@@ -512,7 +512,7 @@ typedef struct {
     const int64_t *starts;
     /* What was found. */
     uint8_t *seen;
-    int64_t *rows; /* once compared, counted from the first user here */
+    int64_t *rows; /* counted from the first user here when they are compared */
     float *scores, *heap;
     Py_ssize_t room, found, compared, near_found;
     int64_t tried, near_tried, ahead;
@@ -600,8 +600,6 @@ static int find_in_list(Look *look, int32_t list)
 
 static void compare_found(Look *look)
 {
-    for (Py_ssize_t i = look->compared; look->first && i < look->found; i++)
-        look->rows[i] -= look->first;
     rough_scores(look->users.codes, look->users.scales, look->query, look->query_unit, look->dim,
                  look->rows + look->compared, look->found - look->compared,
                  look->scores + look->compared);
@@ -713,16 +711,16 @@ static int compare_all(Look *look)
         return 0;
     look->near_tried = look->tried;
     look->near_found = look->found;
+    for (Py_ssize_t i = 0; i < look->found; i++)
+        look->rows[i] -= look->first;
     if (look->found > look->wanted) {
         empty(look->heap, look->wanted);
         compare_found(look);
         return 1;
     }
     look->heap[0] = -INFINITY; /* there is no choice to make by codes */
-    for (; look->compared < look->found; look->compared++) {
-        look->rows[look->compared] -= look->first;
+    for (; look->compared < look->found; look->compared++)
         look->scores[look->compared] = INFINITY;
-    }
     return 1;
 }
 

@@ -792,22 +792,13 @@ class MatchingEngine:
         """Users by the mean over their photos."""
         index = self._live.index
         if query.user_id is None:
-            mean = self._mean_of(query)
+            mean = _unit_mean(self._photos_of(query))
         else:
             of_user = index.vector(query.user_id)
             if of_user is None:
                 raise self._unknown(query.user_id)
             mean = of_user
         return index.search(Question(mean, top_k, wanted, exclude, least))
-
-    def _mean_of(self, query: _Query) -> Vector:
-        """The unit vector to search by: a short way for one vector, and the long one."""
-        if query.vector is not None:
-            dim = self._store.manifest.embedding_dim
-            numbers = _as_numbers(query.vector, dim)
-            if numbers.shape == (dim,):
-                return _unit_vector(numbers)
-        return _unit_mean(self._photos_of(query))
 
     def _best_pairs(
         self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float

@@ -300,13 +300,14 @@ def test_arrays_that_do_not_fit_are_refused(ask: Callable[[], Any]) -> None:
 
 def test_conditions_that_are_none_are_refused() -> None:
     wrong: list[Any] = [((YES,),), None, [(NUMBERS, "a", 1)], [(NUMBERS, 0, None)]]
+    users: list[Any] = ["a", None, b"b"]
     for conditions in wrong:
         with pytest.raises(TypeError, match=r"real number|must be list"):
             _scan.select(conditions, ROWS, OUT)
     with pytest.raises(TypeError, match="list of arrays"):
         compare(rows=ROWS)
     with pytest.raises(TypeError, match="a user is text"):
-        _scan.rank(["a", None, b"b"], ROWS, SCORES, 1, 0)  # type: ignore[list-item]
+        _scan.rank(users, ROWS, SCORES, 1, 0)
 
 
 def test_nothing_is_written_that_may_not_be() -> None:
