@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -212,9 +213,7 @@ def test_the_table_has_a_column_for_each_size(
 
 
 def test_a_senseless_argument_is_no_traceback(
-    capacity: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capacity: ModuleType, refusal: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["capacity", "--members", "-5"])
-    with pytest.raises(SystemExit):
-        capacity.main()
-    assert "members must be a positive number, got -5" in capsys.readouterr().err
+    said = refusal(capacity, "--members", "-5")
+    assert "members must be a positive number, got -5" in said

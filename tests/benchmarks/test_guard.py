@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -81,10 +82,5 @@ def test_every_path_is_measured_beside_its_reference(guard: ModuleType, tmp_path
     assert len(result["bars"]) == len(guard.REFERENCES)
 
 
-def test_the_guard_knows_one_backbone(
-    guard: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["guard.py", "--backbone", "2b"])
-    with pytest.raises(SystemExit):
-        guard.main()
-    assert "leave --backbone out" in capsys.readouterr().err
+def test_the_guard_knows_one_backbone(guard: ModuleType, refusal: Callable[..., str]) -> None:
+    assert "leave --backbone out" in refusal(guard, "--backbone", "2b")

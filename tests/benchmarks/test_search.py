@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -220,12 +221,10 @@ def test_a_folder_built_for_others_is_refused(data: ModuleType, tmp_path: Path) 
 
 
 def test_clusters_without_users_are_refused(
-    search: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    search: ModuleType, refusal: Callable[..., str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["search.py", "--users-per-cluster", "0"])
-    with pytest.raises(SystemExit):
-        search.main()
-    assert "--users-per-cluster must be at least 1, got 0" in capsys.readouterr().err
+    said = refusal(search, "--users-per-cluster", "0")
+    assert "--users-per-cluster must be at least 1, got 0" in said
 
 
 def test_the_peers_graphs_are_built_like_ours() -> None:
