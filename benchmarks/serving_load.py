@@ -8,7 +8,9 @@ loops send photos at random moments (Poisson) at the given ``--rates`` a second,
 the capacity, whether or not earlier ones are answered. Latency counts from the moment a photo was
 *due*, so a generator that falls behind makes the figures worse, not better. Goodput is answers
 within ``--deadline`` a second. The first fifth of each phase is left out. With both addresses
-every other request goes over HTTP. Photos are JPEGs: 70 % 480x640, 25 % 1080x1440, 5 % 3024x4032.
+every other request goes over HTTP. On one machine the load takes what the server could use: with
+``--apart`` each has a core to itself. Photos are JPEGs: 70 % 480x640, 25 % 1080x1440 and
+5 % 3024x4032.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from contextlib import (
     ExitStack,
     asynccontextmanager,
     contextmanager,
+    nullcontext,
     suppress,
 )
 from dataclasses import dataclass, field
@@ -123,6 +126,9 @@ def main() -> None:
     """Run the phases and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repository", type=Path, help="serve this one, on free ports")
+    parser.add_argument(
+        "--apart", action="store_true", help="it has the first core, the load the last one"
+    )
     parser.add_argument("--grpc", metavar="HOST:PORT", help="a running server's gRPC endpoint")
     parser.add_argument("--http", metavar="HOST:PORT", help="a running server's HTTP endpoint")
     parser.add_argument("--protocol", choices=["grpc", "http", "both"], default="both")
@@ -138,9 +144,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     with ExitStack() as stack:
+        if args.apart and not args.repository:
+            parser.error("--apart goes with --repository: it starts the server on its core")
         if args.repository:
-            server = stack.enter_context(TritonServer(args.repository))
+            cores = sorted(os.sched_getaffinity(0))
+            with _only_on(cores[0]) if args.apart else nullcontext():
+                server = stack.enter_context(TritonServer(args.repository))
             args.grpc, args.http = server.grpc_url, server.http_url
+            if args.apart:
+                stack.enter_context(_only_on(cores[-1]))
         urls = {
             name: getattr(args, name)
             for name in ("grpc", "http")
@@ -151,6 +163,7 @@ def main() -> None:
         phases = asyncio.run(_phases(urls, args))
     report = {
         "cores": len(os.sched_getaffinity(0)),
+        "apart": args.apart,
         "protocols": list(urls),
         "seconds": args.seconds,
         "deadline": args.deadline,
@@ -163,6 +176,17 @@ def main() -> None:
         print(json.dumps(report, indent=2))
     else:
         _print(report)
+
+
+@contextmanager
+def _only_on(core: int) -> Iterator[None]:
+    """This thread runs on one core, and so does what it starts meanwhile."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _without_outcomes(phase: Phase) -> dict[str, Any]:
