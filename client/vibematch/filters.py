@@ -103,7 +103,7 @@ class Columns:
         return taken
 
     def keep_sorted(self, count: int) -> None:
-        """Bring up to date what :meth:`narrowed` looks things up in, if too much of it is not.
+        """Bring up to date what :meth:`selector` looks things up in, if too much of it is not.
 
         Searches may go on meanwhile, changes not.
 
@@ -113,19 +113,6 @@ class Columns:
         for attribute in self._attributes.values():
             attribute.keep_sorted(count)
 
-    def narrowed(self, wanted: Filter) -> Few | None:
-        """A few rows among which all are that qualify.
-
-        ``None`` where no condition is known to be met by a few only.
-        """
-        fewest: Few | None = None
-        for name, condition in wanted.where:
-            attribute = self._attributes.get(name)
-            few = None if attribute is None else attribute.narrowed(condition)
-            if few is not None and (fewest is None or len(few) < len(fewest)):
-                fewest = few
-        return fewest
-
     def selector(self, wanted: Filter, alive: Mask | None = None) -> Selector:
         """What tells who meets a filter, for as long as nothing is put.
 
@@ -133,32 +120,40 @@ class Columns:
             wanted: the filter.
             alive: of rows, those that may qualify at all; ``None``: all that were put.
         """
-        tests = list(self._tests(wanted))
-        if alive is not None:
-            tests.append((alive,))
-        return Selector(tests)
-
-    def _tests(self, wanted: Filter) -> Iterator[Test]:
+        tests: list[Test] = []
+        fewest: Few | None = None
+        sought: Test | None = None
         for name, condition in wanted.where:
             attribute = self._attributes.get(name)
             if attribute is not None:
-                yield attribute.test(condition)
+                test = attribute.test(condition)
+                tests.append(test)
+                few = attribute.narrowed(condition, test)
+                if few is not None and (fewest is None or len(few) < len(fewest)):
+                    fewest, sought = few, test
             elif not accepts(condition, None):  # nobody has such an attribute
-                yield (np.zeros(self._capacity, bool),)
+                tests.append((np.zeros(self._capacity, bool),))
         if wanted.accepted_by is not None:
             for name, preference in self._preferences.items():
-                yield from preference.tests(wanted.accepted_by.get(name))
+                tests += preference.tests(wanted.accepted_by.get(name))
+        if alive is not None:
+            tests.append((alive,))
+        if fewest is not None:
+            fewest.tests += [test for test in tests if test is not sought]
+        return Selector(tests, fewest)
 
 
 class Few:
-    """A few rows, found but not put together yet.
+    """A few rows among which all are that qualify, found but not put together yet.
 
     Attributes:
         parts: the rows, in no order; some may be there more than once.
+        tests: of these rows, those qualify that pass all of them.
     """
 
-    def __init__(self, parts: list[Column]) -> None:
+    def __init__(self, parts: list[Column], tests: list[Test]) -> None:
         self.parts = parts
+        self.tests = tests
         self._count = sum(map(len, parts))
 
     def __len__(self) -> int:
@@ -170,10 +165,12 @@ class Selector:
 
     Attributes:
         tests: for the compiled loops.
+        few: where to look for them; ``None`` where no condition is known to be met by a few only.
     """
 
-    def __init__(self, tests: list[Test]) -> None:
+    def __init__(self, tests: list[Test], few: Few | None = None) -> None:
         self.tests = tests
+        self.few = few
 
     def places(self, rows: Rows) -> Rows:
         """Of some rows, the places of those that qualify, ascending."""
@@ -272,8 +269,13 @@ class _Attribute:
         )
         self._changed = set()  # read first: a search in between sees too many rows, not too few
 
-    def narrowed(self, condition: Condition) -> Few | None:
-        """Rows that may meet a condition, ``None`` if these are many."""
+    def narrowed(self, condition: Condition, test: Test) -> Few | None:
+        """Rows among which all are that meet a condition, ``None`` if these are many.
+
+        Args:
+            condition: what the rows have to meet.
+            test: the same, compiled; it is left to try on them only if some may not meet it.
+        """
         changed = self._changed
         lookup = self._lookup
         if lookup is None:
@@ -289,24 +291,28 @@ class _Attribute:
             found += [lookup.by_number.between(amount, amount) for amount in amounts]
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
+        unsorted = np.arange(lookup.rows, self._count)
         if changed:
-            found.append(np.fromiter(changed, np.intp))
-        if self._count > lookup.rows:
-            found.append(np.arange(lookup.rows, self._count))
-        return Few(found)
+            return Few([*found, np.fromiter(changed, np.intp), unsorted], [test])
+        if len(unsorted):
+            found.append(unsorted[Selector([test]).places(unsorted)])
+        return Few(found, [])
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)
+        code, number = _MISSING, math.nan
+        if isinstance(value, str):
+            code = self._code_of.setdefault(value, len(self._code_of) + _FIRST_CODE)
+        elif value is not None:
+            number = float(value)
+            code = self._code_of_number(number)
         if self._lookup is not None and row < self._lookup.rows:
-            self._changed.add(row)
-        self._numbers[row] = math.nan
-        if value is None:
-            self._codes[row] = _MISSING
-        elif isinstance(value, str):
-            self._codes[row] = self._code_of.setdefault(value, len(self._code_of) + _FIRST_CODE)
-        else:
-            self._numbers[row] = value
-            self._codes[row] = self._code_of_number(float(value))
+            is_other = self._codes[row] != code or (
+                code == _NUMBER and self._numbers[row] != number
+            )
+            if is_other:
+                self._changed.add(row)
+        self._codes[row], self._numbers[row] = code, number
 
     def test(self, condition: Condition) -> Test:
         if isinstance(condition, tuple):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch import planner, scan
-from vibematch.filters import Column, Columns, Few, Filter, Mask, Selector
+from vibematch.filters import Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
@@ -107,7 +107,6 @@ class _Search(NamedTuple):
         least: the least score of a match.
         is_filtered: whether not everybody qualifies.
         qualifying: tells who meets the filter, and is not gone.
-        few: rows among which all are that meet the filter; ``None``: these are many.
         excluded: rows to leave out, ascending.
     """
 
@@ -116,7 +115,6 @@ class _Search(NamedTuple):
     least: float
     is_filtered: bool
     qualifying: Selector
-    few: Few | None
     excluded: Rows
 
 
@@ -502,12 +500,11 @@ class HnswIndex:
             question.min_score - ROUNDING,
             bool(wanted),
             self._columns.selector(wanted, None if everybody_lives else self._alive),
-            self._columns.narrowed(wanted) if wanted else None,
             np.array(sorted(excluded), np.intp) if excluded else NO_ROWS,
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
-        plan, few = Plan("scan", len(self._rows)), search.few
+        plan, few = Plan("scan", len(self._rows)), search.qualifying.few
         if plan.users <= planner.EXACT_UP_TO or (
             few is not None and planner.are_compared(len(few), search.top_k, plan.users)
         ):
@@ -558,15 +555,18 @@ class HnswIndex:
         return plan._replace(graph_us=graph_us, scan_us=scan_us, fetched=fetched)
 
     def _compare_all(self, search: _Search, plan: Plan) -> tuple[list[Match], Plan]:
-        look = self._nearest(search, None if search.few is None else search.few.parts)
+        look = self._nearest(search, search.qualifying.few)
         return self._matches(look.rows, look.scores, search), plan._replace(
             tried=look.tried, scanned=look.compared, qualifying=look.compared
         )
 
-    def _nearest(self, search: _Search, among: list[Column] | None) -> Look:
-        """The nearest of all rows, or of some, in no order."""
+    def _nearest(self, search: _Search, few: Few | None) -> Look:
+        """The nearest of all rows, or of a few, in no order."""
+        tests, rows = search.qualifying.tests, None
+        if few is not None:
+            tests, rows = few.tests, few.parts
         return self._vectors.nearest(
-            search.vector, search.qualifying, search.excluded, search.top_k, search.least, among
+            search.vector, tests, search.excluded, search.top_k, search.least, rows
         )
 
     def _look(self, search: _Search, seen: Mask, most_tried: int, least: float = -math.inf) -> Look:
@@ -584,7 +584,7 @@ class HnswIndex:
         return self._partition.look(
             self._vectors.first_block(),
             search.vector,
-            search.qualifying,
+            search.qualifying.tests,
             search.excluded,
             search.top_k,
             max(least, search.least),
@@ -607,7 +607,8 @@ class HnswIndex:
 
     def _most_tried(self, search: _Search) -> int:
         """After so many a scan stops, unless a few are known, and comparing all is no quicker."""
-        return planner.most_tried(len(self._rows)) if search.few is None else len(self._users)
+        everybody = search.qualifying.few is not None
+        return len(self._users) if everybody else planner.most_tried(len(self._rows))
 
     def _with_unsorted(self, look: Look, search: _Search, seen: Mask) -> Look:
         """With users who came since the rows were sorted: in lists that were seen, or in none."""
@@ -617,7 +618,7 @@ class HnswIndex:
         rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
         if not len(rows):
             return look
-        more = self._nearest(search, [rows])
+        more = self._nearest(search, Few([rows], search.qualifying.tests))
         return look.followed_by(more._replace(ahead=look.ahead), search.top_k)
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:

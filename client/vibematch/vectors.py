@@ -12,7 +12,8 @@ import numpy.typing as npt
 from vibematch import scan
 
 if TYPE_CHECKING:
-    from vibematch.filters import Mask, Selector
+    from vibematch._scan import Condition as Test
+    from vibematch.filters import Mask
 
 Vector: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = npt.NDArray[np.intp]
@@ -202,7 +203,7 @@ class VectorRows:
     def nearest(
         self,
         query: Vector,
-        qualifying: Selector,
+        tests: list[Test],
         excluded: Rows,
         count: int,
         least: float,
@@ -212,7 +213,7 @@ class VectorRows:
 
         Args:
             query: unit vector, float32, ``[dim]``.
-            qualifying: tells who qualifies.
+            tests: whoever passes all of them qualifies.
             excluded: rows to leave out, ascending.
             count: how many are wanted.
             least: the least score of those.
@@ -229,9 +230,7 @@ class VectorRows:
             parts = [(coded, start, [rows[part]]) for coded, start, part in self._parts(rows)]
         nearest = _NOBODY
         for coded, start, some in parts:
-            look = Look.of(
-                scan.compare(coded, start, some, query, qualifying.tests, excluded, count, least)
-            )
+            look = Look.of(scan.compare(coded, start, some, query, tests, excluded, count, least))
             nearest = nearest.followed_by(look, count) if nearest.tried else look
         return nearest
 
@@ -360,7 +359,7 @@ class Partition:
         self,
         coded: Coded,
         query: Vector,
-        qualifying: Selector,
+        tests: list[Test],
         excluded: Rows,
         count: int,
         least: float,
@@ -372,7 +371,7 @@ class Partition:
         Args:
             coded: the sorted rows, and perhaps more.
             query: unit vector, float32, ``[dim]``.
-            qualifying: tells who qualifies.
+            tests: whoever passes all of them qualifies.
             excluded: rows to leave out, ascending.
             count: how many are wanted.
             least: the least score of those.
@@ -381,7 +380,6 @@ class Partition:
         """
         centres = self._coded
         lists = centres.codes, centres.scales, centres.error, self.limits, self.starts, seen
-        tests = qualifying.tests
         return Look.of(scan.look(lists, coded, query, tests, excluded, count, least, most_tried))
 
 

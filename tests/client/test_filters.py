@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vibematch.filters
-from vibematch.filters import Columns, Filter, accepts
+from vibematch.filters import Columns, Filter, Selector, accepts
 from vibematch.vectors import vector_keys
 
 values = st.one_of(
@@ -56,11 +56,11 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
         if accepts(first, has.get("one")) and accepts(second, has.get("other"))  # type: ignore[arg-type]
     ]
     assert selected(columns, wanted, len(known)) == expected
-    narrowed = columns.narrowed(wanted)
-    if narrowed is not None:
-        rows = np.unique(np.concatenate([*narrowed.parts, np.empty(0, np.intp)])).astype(np.intp)
-        assert rows[columns.selector(wanted).places(rows)].tolist() == expected
-        assert len(rows) <= len(narrowed)
+    few = columns.selector(wanted).few
+    if few is not None:
+        rows = np.unique(np.concatenate([*few.parts, np.empty(0, np.intp)])).astype(np.intp)
+        assert rows[Selector(few.tests).places(rows)].tolist() == expected
+        assert len(rows) <= len(few)
 
 
 def test_a_selective_condition_is_looked_up() -> None:
@@ -75,15 +75,34 @@ def test_a_selective_condition_is_looked_up() -> None:
         ({"city": "nowhere"}, 0),
         ({"city": None}, 0),
     ):
-        narrowed = columns.narrowed(Filter(list(where.items())))
-        assert narrowed is not None
-        assert len(narrowed) == count
-    assert columns.narrowed(Filter([("age", (0, 9_999))])) is None
-    columns.put(10_000, {"city": "c7"}, {})  # not sorted in yet, and found all the same
+        few = columns.selector(Filter(list(where.items()))).few
+        assert few is not None
+        assert len(few) == count
+        assert len(few.tests) == len(where) - 1
+    assert columns.selector(Filter([("age", (0, 9_999))])).few is None
+
+
+def test_who_changed_since_the_lookup_was_made_is_found_all_the_same() -> None:
+    columns = Columns()
+    for row in range(10_000):
+        columns.put(row, {"city": f"c{row % 500}", "age": row}, {})
+    columns.keep_sorted(10_000)
+    wanted, there = Filter([("city", "c7")]), set(range(7, 10_000, 500))
+    columns.put(10_000, {"city": "c7"}, {})
+    columns.put(10_001, {"city": "c8"}, {})
+    columns.put(8, {"city": "c8", "age": 3}, {})  # of another age, in the same city
+    assert found(columns, wanted) == (there | {10_000}, 0)
     columns.put(3, {"city": "c7"}, {})
-    narrowed = columns.narrowed(Filter([("city", "c7")]))
-    assert narrowed is not None
-    assert {3, 7, 10_000} <= set(np.concatenate(narrowed.parts).tolist())
+    columns.put(7, {"city": "c3"}, {})
+    rows, tests = found(columns, wanted)
+    assert (rows >= there | {3, 10_000}, tests) == (True, 1)  # 7 is tried again
+
+
+def found(columns: Columns, wanted: Filter) -> tuple[set[int], int]:
+    """A few among whom are all that qualify, and how many tests they have to pass still."""
+    few = columns.selector(wanted).few
+    assert few is not None
+    return set(np.concatenate(few.parts).tolist()), len(few.tests)
 
 
 def test_an_attribute_that_always_changes_takes_no_more_memory() -> None:

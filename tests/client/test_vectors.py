@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vibematch.vectors
-from vibematch.filters import Selector
 from vibematch.vectors import Coded, Partition, VectorRows, find_centroids, nearest_centroids
 
 SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -45,7 +44,7 @@ NOBODY = np.empty(0, np.intp)
 
 def nearest(rows: VectorRows, query: np.ndarray, count: int, least: float = -np.inf) -> list[int]:
     """Those of all rows that may be among the nearest."""
-    return rows.nearest(query, Selector([]), NOBODY, count, least).rows.tolist()
+    return rows.nearest(query, [], NOBODY, count, least).rows.tolist()
 
 
 @given(
@@ -71,7 +70,7 @@ def test_the_nearest_and_who_ties_with_them(
     parts = [part.astype(rng.choice(["i4", "i8"])) for part in parts]
     among = None if rng.random() < 0.2 else parts
     floor = -np.inf if floor is None else floor
-    look = rows.nearest(query, Selector([(qualifies,)]), excluded, count, floor, among)
+    look = rows.nearest(query, [(qualifies,)], excluded, count, floor, among)
 
     there = np.arange(600) if among is None else np.unique(some)
     wanted = there[qualifies[there] & ~np.isin(there, excluded)]
@@ -144,9 +143,7 @@ def test_a_look_finds_the_nearest_in_the_nearest_lists(
     least = float(rng.choice([-np.inf, -0.2, 0.5]))
     before = rng.random(len(partition)) < rng.choice([0.0, 0.5])
     seen = before.copy()
-    look = partition.look(
-        coded, query, Selector([(qualifies,)]), excluded, count, least, most_tried, seen
-    )
+    look = partition.look(coded, query, [(qualifies,)], excluded, count, least, most_tried, seen)
 
     sizes = np.diff(partition.starts)
     new, left = np.flatnonzero(seen & ~before), np.flatnonzero(~seen)
@@ -211,5 +208,5 @@ def test_lists_of_very_few() -> None:
     vector = np.ones((1, 4), np.float32) / 2
     partition = Partition.of(vector, np.zeros(1, np.uint16), vector)
     seen = np.zeros(1, bool)
-    look = partition.look(Coded.of(vector), vector[0], Selector([]), NOBODY, 3, -2, 9, seen)
+    look = partition.look(Coded.of(vector), vector[0], [], NOBODY, 3, -2, 9, seen)
     assert (look.rows.tolist(), look.tried, look.ahead) == ([0], 1, 0)
