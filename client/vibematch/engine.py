@@ -783,8 +783,11 @@ class MatchingEngine:
             return Filter(conditions)
         if user_id is None:
             raise InputError("mutual needs a user of the index, whose preferences are known")
-        user = self._user(user_id)
-        return Filter([*conditions, *user.preferences.items()], accepted_by=user.attributes)
+        about = self._live.index.about(user_id)
+        if about is None:
+            raise self._unknown(user_id)
+        attributes, preferences = about
+        return Filter([*conditions, *preferences.items()], accepted_by=attributes)
 
     def _best_means(
         self, query: _Query, top_k: int, wanted: Filter, exclude: Collection[str], least: float

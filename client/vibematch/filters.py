@@ -83,6 +83,20 @@ class Columns:
             else:
                 preference.clear(row)
 
+    def about(self, row: int) -> tuple[dict[str, Value], dict[str, Condition]]:
+        """Attributes and preferences of the user in a row; numbers as float64, lists as sets."""
+        attributes = {
+            name: value
+            for name, each in self._attributes.items()
+            if (value := each.value(row)) is not None
+        }
+        preferences = {
+            name: each.condition(row)
+            for name, each in self._preferences.items()
+            if each.is_set(row)
+        }
+        return attributes, preferences
+
     def make_room(self, count: int) -> None:
         """Let nothing be known about the users in the first ``count`` rows that were not put."""
         if count > self._capacity:
@@ -239,6 +253,7 @@ class _Attribute:
         self._lookup: _Lookup | None = None
         self._changed: set[int] = set()  # rows in it that were put again since
         self._code_of: dict[str | float, int] = {}
+        self._values: list[str | float] = []  # by code
         self._coded_numbers = 0  # -1: they are too many
         self._codes = np.full(capacity, _MISSING, np.int32)
         self._numbers = np.full(capacity, math.nan)
@@ -250,7 +265,9 @@ class _Attribute:
     def take(self, rows: Rows, capacity: int) -> _Attribute:
         taken = _Attribute(capacity)
         taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
-        taken._code_of = {text: kept[code] for text, code in self._code_of.items() if code in kept}
+        for value, code in self._code_of.items():
+            if code in kept:
+                taken._code(value)
         taken._numbers[: len(rows)] = self._numbers[rows]
         taken._count = len(rows)
         taken._coded_numbers = self._coded_numbers
@@ -302,7 +319,7 @@ class _Attribute:
         self._count = max(self._count, row + 1)
         code, number = _MISSING, math.nan
         if isinstance(value, str):
-            code = self._code_of.setdefault(value, len(self._code_of) + _FIRST_CODE)
+            code = self._code(value)
         elif value is not None:
             number = float(value)
             code = self._code_of_number(number)
@@ -314,6 +331,12 @@ class _Attribute:
                 self._changed.add(row)
         self._codes[row], self._numbers[row] = code, number
 
+    def value(self, row: int) -> Value | None:
+        code = int(self._codes[row])
+        if code < _FIRST_CODE:
+            return float(self._numbers[row]) if code == _NUMBER else None
+        return self._values[code - _FIRST_CODE]
+
     def test(self, condition: Condition) -> Test:
         if isinstance(condition, tuple):
             low, high = map(_as_float, condition)
@@ -322,21 +345,25 @@ class _Attribute:
         if self._coded_numbers >= 0:
             codes += [self._code_of.get(amount, _NOBODY) for amount in amounts]
             amounts = []
-        allowed = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
+        allowed = np.zeros(len(self._values) + _FIRST_CODE, bool)
         allowed[[code for code in codes if code != _NOBODY]] = True
         if not amounts:
             return self._codes, allowed
         return self._codes, allowed, self._numbers, np.array(amounts)
 
     def _code_of_number(self, number: float) -> int:
-        code = self._code_of.get(number)
-        if code is not None:
-            return code
-        if not 0 <= self._coded_numbers < _MOST_CODED_NUMBERS:
-            self._coded_numbers = -1
-            return _NUMBER
-        self._coded_numbers += 1
-        return self._code_of.setdefault(number, len(self._code_of) + _FIRST_CODE)
+        if number not in self._code_of:
+            if not 0 <= self._coded_numbers < _MOST_CODED_NUMBERS:
+                self._coded_numbers = -1
+                return _NUMBER
+            self._coded_numbers += 1
+        return self._code(number)
+
+    def _code(self, value: str | float) -> int:
+        if value not in self._code_of:
+            self._code_of[value] = len(self._values) + _FIRST_CODE
+            self._values.append(value)
+        return self._code_of[value]
 
     def _wanted(self, condition: Condition) -> tuple[list[int], list[float]]:
         """Codes and numbers that meet a condition which is not a range."""
@@ -356,6 +383,7 @@ class _Preference:
 
     def __init__(self, capacity: int) -> None:
         self._code_of: dict[frozenset[Value | None], int] = {}
+        self._wishes: list[frozenset[Value | None]] = []  # by code
         self._codes_with: dict[str | float | None, list[int]] = {}  # choice → sets it is in
         self._codes = np.full(capacity, _ANYTHING, np.int32)
         self._low = np.full(capacity, -math.inf)
@@ -371,7 +399,7 @@ class _Preference:
         taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
         for wish, code in self._code_of.items():
             if code in kept:
-                taken._note(wish, kept[code])
+                taken._code(wish)
         taken._low[: len(rows)] = self._low[rows]
         taken._high[: len(rows)] = self._high[rows]
         return taken
@@ -385,22 +413,33 @@ class _Preference:
             self._codes[row] = _NUMBER
             self._low[row], self._high[row] = map(_as_float, condition)
         else:
-            wish = _choices(condition)
-            if wish not in self._code_of:
-                self._note(wish, len(self._code_of) + _FIRST_CODE)
-            self._codes[row] = self._code_of[wish]
+            self._codes[row] = self._code(_choices(condition))
 
-    def _note(self, wish: frozenset[Value | None], code: int) -> None:
-        self._code_of[wish] = code
-        for choice in {_comparable(choice) for choice in wish}:
-            self._codes_with.setdefault(choice, []).append(code)
+    def _code(self, wish: frozenset[Value | None]) -> int:
+        code = self._code_of.get(wish)
+        if code is None:
+            code = self._code_of[wish] = len(self._wishes) + _FIRST_CODE
+            self._wishes.append(wish)
+            for choice in {_comparable(choice) for choice in wish}:
+                self._codes_with.setdefault(choice, []).append(code)
+        return code
+
+    def is_set(self, row: int) -> bool:
+        return bool(self._codes[row] != _ANYTHING)
+
+    def condition(self, row: int) -> Condition:
+        code = int(self._codes[row])
+        if code == _NUMBER:
+            return float(self._low[row]), float(self._high[row])
+        return self._wishes[code - _FIRST_CODE]
 
     def tests(self, value: Value | None) -> Iterator[Test]:
         is_number = isinstance(value, int | float)
-        allowed = np.zeros(len(self._code_of) + _FIRST_CODE, bool)
-        allowed[_ANYTHING], allowed[_NUMBER] = True, is_number
-        allowed[self._codes_with.get(_comparable(value), [])] = True
-        yield self._codes, allowed
+        if self._wishes or not is_number:  # else all wishes are ranges
+            allowed = np.zeros(len(self._wishes) + _FIRST_CODE, bool)
+            allowed[_ANYTHING], allowed[_NUMBER] = True, is_number
+            allowed[self._codes_with.get(_comparable(value), [])] = True
+            yield self._codes, allowed
         if isinstance(value, int | float):
             number = _as_float(value)
             yield self._low, -math.inf, number

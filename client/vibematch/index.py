@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vibematch import planner, scan
+from vibematch.attributes import Condition, Value
 from vibematch.filters import Columns, Few, Filter, Mask, Selector
 from vibematch.planner import Plan
 from vibematch.records import UserRow
@@ -234,6 +235,12 @@ class HnswIndex:
         with self._lock:
             row = self._rows.get(user_id)
             return None if row is None else self._vectors[row].copy()
+
+    def about(self, user_id: str) -> tuple[dict[str, Value], dict[str, Condition]] | None:
+        """A user's attributes and preferences, as :meth:`Columns.about` has them."""
+        with self._lock:
+            row = self._rows.get(user_id)
+            return None if row is None else self._columns.about(row)
 
     def without_vector(self, users: Sequence[UserRow]) -> list[UserRow]:
         """Those users whose present vector is not in the index."""

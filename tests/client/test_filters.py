@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vibematch.filters
+from vibematch.attributes import choices_of
 from vibematch.filters import Columns, Filter, Selector, accepts
 from vibematch.vectors import vector_keys
 
@@ -56,11 +57,36 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
         if accepts(first, has.get("one")) and accepts(second, has.get("other"))  # type: ignore[arg-type]
     ]
     assert selected(columns, wanted, len(known)) == expected
+    assert [columns.about(row)[0] for row in sorted(known)] == [known[row] for row in sorted(known)]
     few = columns.selector(wanted).few
     if few is not None:
         rows = np.unique(np.concatenate([*few.parts, np.empty(0, np.intp)])).astype(np.intp)
         assert rows[Selector(few.tests).places(rows)].tolist() == expected
         assert len(rows) <= len(few)
+
+
+@given(
+    history=st.lists(
+        st.tuples(st.integers(0, 9), st.dictionaries(st.sampled_from(["one", "two"]), conditions))
+        | st.just("take"),
+        max_size=20,
+    )
+)
+def test_what_somebody_wants_is_known_again(history: list) -> None:
+    columns, known = Columns(), {}
+    for step in history:
+        if step == "take":
+            columns = columns.take(np.arange(len(known)))
+        else:
+            row = min(step[0], len(known))
+            known[row] = step[1]
+            columns.put(row, {}, step[1])
+    for row, wishes in known.items():
+        attributes, again = columns.about(row)
+        assert (attributes, again.keys()) == ({}, wishes.keys())
+        for name, wish in wishes.items():
+            same = wish if isinstance(wish, tuple) else frozenset(choices_of(wish))
+            assert again[name] == same
 
 
 def test_a_selective_condition_is_looked_up() -> None:

@@ -19,6 +19,7 @@ from vibematch import MatchingEngine, Profile, StoredPhoto
 from vibematch.errors import InputError, ModelMismatchError, StoreError, UnknownUserError
 from vibematch.manifest import Manifest
 from vibematch.reindex import forget_old
+from vibematch.store import ProfileStore
 
 AXES = np.eye(8)
 
@@ -143,6 +144,16 @@ def test_a_mutual_match_needs_both(people: MatchingEngine) -> None:
         people.search("zoe", mutual=True)
     with pytest.raises(InputError, match="upside down"):
         people.add("ben", preferences={"age": (3, 1)})
+
+
+def test_a_search_reads_nothing_from_the_disk(
+    people: MatchingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names(people.search("anna", mutual=True)) == ["ben", "dan"]  # the index is loaded
+    monkeypatch.setattr(ProfileStore, "_reader", None)
+    assert names(people.search("anna", mutual=True)) == ["ben", "dan"]
+    assert people.search("anna", where={"gender": "M"}, exclude=["ben"])
+    assert people.search(vector=AXES[0])
 
 
 def test_many_searches_at_once_are_like_one_by_one(people: MatchingEngine) -> None:
