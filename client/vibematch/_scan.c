@@ -101,6 +101,25 @@ static void exact_scores(const float *vectors, const float *query, Py_ssize_t di
     }
 }
 
+/* Vectors of unit length, of vectors of any; which is the first that has none, or -1. */
+BY_PROCESSOR
+static Py_ssize_t scale_rows(const double *numbers, Py_ssize_t count, Py_ssize_t dim, float *unit)
+{
+    for (Py_ssize_t row = 0; row < count; row++, numbers += dim, unit += dim) {
+        double lanes[LANES] = {0}, sum = 0;
+        for (Py_ssize_t i = 0; i < dim; i++)
+            lanes[i % LANES] += numbers[i] * numbers[i];
+        for (int lane = 0; lane < LANES; lane++)
+            sum += lanes[lane];
+        double length = sqrt(sum);
+        if (!(length > 0 && length < INFINITY)) /* nor is NaN */
+            return row;
+        for (Py_ssize_t i = 0; i < dim; i++)
+            unit[i] = (float)(numbers[i] / length);
+    }
+    return -1;
+}
+
 INLINE float largest_of(const float *numbers, Py_ssize_t count)
 {
     float largest = 0;
@@ -229,6 +248,26 @@ static PyObject *encode(PyObject *self, PyObject *arguments)
         result = PyFloat_FromDouble(farthest);
     }
     close_arrays(a, 3);
+    return result;
+}
+
+static PyObject *scale(PyObject *self, PyObject *arguments)
+{
+    Array a[] = {{.kinds = DOUBLE, .dimensions = 2},
+                 {.kinds = FLOAT, .dimensions = 2, .is_written = 1}};
+    if (!PyArg_ParseTuple(arguments, "OO", &a[0].source, &a[1].source) || open_arrays(a, 2) < 0)
+        return NULL;
+    Py_ssize_t count = a[0].buffer.shape[0], dim = a[0].buffer.shape[1], refused = -1;
+    PyObject *result = NULL;
+    if (a[1].buffer.shape[0] != count || a[1].buffer.shape[1] != dim) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        refused = scale_rows(a[0].buffer.buf, count, dim, a[1].buffer.buf);
+        Py_END_ALLOW_THREADS
+        result = PyLong_FromSsize_t(refused);
+    }
+    close_arrays(a, 2);
     return result;
 }
 
@@ -980,6 +1019,7 @@ static PyObject *rank(PyObject *self, PyObject *arguments)
 
 static PyMethodDef functions[] = {
     {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
+    {"scale", scale, METH_VARARGS, "scale(numbers, unit)"},
     {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
     {"look", look, METH_VARARGS,
      "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), query, "

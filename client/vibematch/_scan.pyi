@@ -25,6 +25,7 @@ def encode(
     scales: npt.NDArray[np.float32],
     /,
 ) -> float: ...
+def scale(numbers: npt.NDArray[np.float64], unit: npt.NDArray[np.float32], /) -> int: ...
 def dots(
     vectors: npt.NDArray[np.float32],
     query: npt.NDArray[np.float32],

@@ -19,6 +19,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeGuard, TypeVar, ge
 import numpy as np
 import numpy.typing as npt
 
+from vibematch import scan
 from vibematch.attributes import (
     Condition,
     Value,
@@ -986,7 +987,8 @@ class MatchingEngine:
         return profiles
 
     def _given_photos(self, vectors: npt.ArrayLike) -> list[StoredPhoto]:
-        rows = _unit_rows(vectors, self._store.manifest.embedding_dim)
+        dim = self._store.manifest.embedding_dim
+        rows = _unit_rows(_as_numbers(vectors, dim), dim)
         return [StoredPhoto(hashlib.sha256(row.tobytes()).hexdigest(), row) for row in rows]
 
 
@@ -1077,25 +1079,16 @@ def _agreed(values: set[str | None]) -> Value | None:
 
 def _as_numbers(vectors: object, dim: int) -> npt.NDArray[np.float64]:
     try:
-        return np.asarray(vectors, dtype=np.float64)
+        return np.asarray(vectors, dtype=np.float64, order="C")
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"a vector must be {dim} numbers ({error})") from error
 
 
-def _unit_rows(vectors: object, dim: int) -> Vector:
+def _unit_rows(rows: npt.NDArray[np.float64], dim: int) -> Vector:
     """Vectors from outside, checked and scaled to unit length, float32, ``[n, dim]``."""
-    rows = _as_numbers(vectors, dim)
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise InputError(f"vectors must have shape [n, {dim}], got {list(rows.shape)}")
     unit = np.empty(rows.shape, np.float32)
-    for place, row in enumerate(rows):
-        unit[place] = _unit_vector(row)
-    return unit
-
-
-def _unit_vector(numbers: npt.NDArray[np.float64]) -> Vector:
-    norm = math.sqrt(numbers @ numbers)
-    if not 0 < norm < math.inf:  # nor is NaN
+    if scan.scale(rows, unit) >= 0:
         raise InputError("a vector is all zeros or not finite: it has no direction")
-    unit: Vector = (numbers / norm).astype(np.float32)
     return unit

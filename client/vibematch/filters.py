@@ -308,12 +308,12 @@ class _Attribute:
             found += [lookup.by_number.between(amount, amount) for amount in amounts]
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
+        if self._count == lookup.rows and not changed:  # most often
+            return Few(found, [])
         unsorted = np.arange(lookup.rows, self._count)
         if changed:
             return Few([*found, np.fromiter(changed, np.intp), unsorted], [test])
-        if len(unsorted):
-            found.append(unsorted[Selector([test]).places(unsorted)])
-        return Few(found, [])
+        return Few([*found, unsorted[Selector([test]).places(unsorted)]], [])
 
     def put(self, row: int, value: Value | None) -> None:
         self._count = max(self._count, row + 1)

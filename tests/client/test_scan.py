@@ -57,6 +57,25 @@ def test_whoever_meets_all_conditions_is_selected(
     assert (tried, kept) == (starts[2] - starts[0], len(expected))
 
 
+@given(SOME, st.integers(0, 9), st.integers(1, 40), st.sampled_from([1e-150, 1e-9, 1, 1e150]))
+def test_vectors_are_scaled_to_unit_length(
+    rng: np.random.Generator, rows: int, dim: int, size: float
+) -> None:
+    numbers = size * rng.standard_normal((rows, dim))
+    unit = np.empty((rows, dim), np.float32)
+    assert _scan.scale(numbers, unit) == -1
+    np.testing.assert_allclose(
+        unit, numbers / np.linalg.norm(numbers, axis=1, keepdims=True), rtol=2e-7
+    )
+
+
+@pytest.mark.parametrize("wrong", [0, np.nan, np.inf, -np.inf, 1e200])
+def test_what_has_no_direction_is_not_scaled(wrong: float) -> None:
+    numbers = np.ones((4, 8))
+    numbers[2], numbers[3] = wrong, np.nan
+    assert _scan.scale(numbers, np.empty((4, 8), np.float32)) == 2
+
+
 NAMES = st.lists(st.none() | st.text(max_size=3), min_size=1, max_size=40)
 SCORES_OF = st.lists(
     st.tuples(st.integers(0, 39), st.sampled_from([-1.5, -1, 0.25, 0.5, 1, 1.5, np.nan]))
@@ -258,6 +277,12 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
             (["a"] * 4, ROWS, ROWS, 1, 0),
         ),
         *with_arguments(_scan.encode, (FLOATS, CODES[:3].copy(), SCALES.copy())),
+        *with_arguments(
+            _scan.scale,
+            (np.ones((4, 8)), FLOATS[:3].copy()),
+            (np.ones((4, 7)), FLOATS.copy()),
+            (FLOATS, FLOATS.copy()),
+        ),
         *with_arguments(
             _scan.select,
             ([(YES,)], ROWS, OUT[:2]),
