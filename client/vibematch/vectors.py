@@ -137,6 +137,7 @@ class VectorRows:
         self._blocks: list[Coded] = []
         self._starts: list[int] = []
         self._count = 0
+        self._room = Coded.empty(0, dim)  # the last block, and what may come behind it
 
     def __len__(self) -> int:
         return self._count
@@ -149,23 +150,25 @@ class VectorRows:
     def append(self, vectors: Vector) -> None:
         """Add vectors, ``[n, dim]``, behind the last row."""
         while len(vectors):
-            end = self._starts[-1] + len(self._blocks[-1].vectors) if self._blocks else 0
-            if self._count == end:
-                self._starts.append(end)
-                self._blocks.append(Coded.empty(_BLOCK_ROWS, self._dim))
-                end += _BLOCK_ROWS
-            some = vectors[: end - self._count]
-            place, last = self._count - self._starts[-1], self._blocks[-1]
-            room = last.part(slice(place, place + len(some)))
-            room.vectors[:] = some
-            error = scan.encode(room.vectors, room.codes, room.scales)
-            self._blocks[-1] = last._replace(error=max(last.error, error))
+            filled = len(self._blocks[-1].vectors) if self._blocks else 0
+            if filled == len(self._room.vectors):
+                filled, self._room = 0, Coded.empty(_BLOCK_ROWS, self._dim)
+                self._starts.append(self._count)
+                self._blocks.append(self._room)
+            some = vectors[: len(self._room.vectors) - filled]
+            end = filled + len(some)
+            new = self._room.part(slice(filled, end))
+            new.vectors[:] = some
+            error = max(self._room.error, scan.encode(new.vectors, new.codes, new.scales))
+            self._room = self._room._replace(error=error)
+            self._blocks[-1] = self._room.part(slice(end))
             self._count += len(some)
             vectors = vectors[len(some) :]
 
     def replace(self, coded: Coded) -> None:
         """Have other arrays hold what is there; the old memory is freed."""
         self._blocks, self._starts, self._count = [coded], [0], len(coded.vectors)
+        self._room = coded
 
     def first_block(self) -> Coded:
         """The vectors of the first rows, all that were there when they were last replaced."""
@@ -173,11 +176,7 @@ class VectorRows:
 
     def blocks(self) -> list[Coded]:
         """All vectors, in order."""
-        ends = [*self._starts, self._count][1:]
-        return [
-            block.part(slice(end - start))
-            for block, start, end in zip(self._blocks, self._starts, ends, strict=True)
-        ]
+        return list(self._blocks)
 
     def take(self, rows: Rows) -> Vector:
         """Copies of the vectors in the given rows, ``[len(rows), dim]``."""
@@ -223,7 +222,7 @@ class VectorRows:
         if among is None or len(self._blocks) == 1:
             parts = [
                 (coded, start, among)
-                for coded, start in zip(self.blocks(), self._starts, strict=True)
+                for coded, start in zip(self._blocks, self._starts, strict=True)
             ]
         else:
             rows = np.unique(np.concatenate([NO_ROWS, *among]))
@@ -241,7 +240,7 @@ class VectorRows:
             return
         bounds = [*np.searchsorted(rows, self._starts).tolist(), len(rows)]
         for coded, start, low, high in zip(
-            self.blocks(), self._starts, bounds, bounds[1:], strict=False
+            self._blocks, self._starts, bounds, bounds[1:], strict=False
         ):
             if low < high:
                 yield coded, start, slice(low, high)
