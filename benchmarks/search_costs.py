@@ -58,7 +58,7 @@ def _forced_graph(engine: MatchingEngine, people: People, fetch: int, *, filtere
         patch.object(planner, "FIRST_LOOK", 0),
         patch.object(planner, "scan_us", lambda *_: math.inf),
         patch.object(planner, "fetch_for", lambda *_: fetch),
-        patch.object(filters.Columns, "narrowed", lambda *_: None),
+        patch.object(filters._Attribute, "narrowed", lambda *_: None),
     ):
         return _median_us(engine, people, where={"lot": (0, LOTS)} if filtered else None)
 
@@ -71,7 +71,7 @@ def _forced_scan(engine: MatchingEngine, people: People, share: float, tried: in
         patch.object(planner, "graph_us", lambda *_, **__: math.inf),
         patch.object(planner, "most_tried", lambda _: 0),
         patch.object(planner, "compared_at_least", lambda _: 0),
-        patch.object(filters.Columns, "narrowed", lambda *_: None),
+        patch.object(filters._Attribute, "narrowed", lambda *_: None),
     ):
         return _median_us(engine, people, where={"lot": (0, round(share * LOTS) - 1)})
 

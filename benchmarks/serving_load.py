@@ -9,7 +9,7 @@ the capacity, whether or not earlier ones are answered. Latency counts from the 
 *due*, so a generator that falls behind makes the figures worse, not better. Goodput is answers
 within ``--deadline`` a second. The first fifth of each phase is left out. With both addresses
 every other request goes over HTTP. On one machine the load takes what the server could use: with
-``--apart`` each has a core to itself. Photos are JPEGs: 70 % 480x640, 25 % 1080x1440 and
+``--apart`` each has one of the system's cores. Photos are JPEGs: 70 % 480x640, 25 % 1080x1440 and
 5 % 3024x4032.
 """
 
@@ -148,6 +148,8 @@ def main() -> None:
             parser.error("--apart goes with --repository: it starts the server on its core")
         if args.repository:
             cores = sorted(os.sched_getaffinity(0))
+            if args.apart and len(cores) < 2:
+                parser.error("--apart needs two cores")
             with _only_on(cores[0]) if args.apart else nullcontext():
                 server = stack.enter_context(TritonServer(args.repository))
             args.grpc, args.http = server.grpc_url, server.http_url
@@ -199,11 +201,12 @@ def _without_outcomes(phase: Phase) -> dict[str, Any]:
 def photos(seed: int = 0) -> list[bytes]:
     """The 20 JPEG photos that are sent in turn, in random order."""
     rng = np.random.default_rng(seed)
-    mix = [_jpeg(rng, size) for count, size in SIZES for _ in range(count)]
+    mix = [drawn(rng, size) for count, size in SIZES for _ in range(count)]
     return [mix[index] for index in rng.permutation(len(mix))]
 
 
-def _jpeg(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+def drawn(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """A JPEG of ``(width, height)`` with soft colours and grain."""
     colours = Image.fromarray(rng.integers(0, 256, (16, 12, 3), dtype=np.uint8))
     pixels = np.asarray(colours.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
     grain = rng.integers(-6, 7, (size[1], size[0], 1), dtype=np.int16)

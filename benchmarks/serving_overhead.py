@@ -8,7 +8,8 @@ Both sides use the same graph, kernels, preprocessing, photos and threads. Alone
 time, server and process in turn, and the median of the differences within a turn. Saturated: 16
 clients against as many photos from one process that decodes ahead in as many threads as the server
 has decoders, in turn, and the median of the ratios; in one process photos are computed one by one,
-which on these CPUs is as fast as batches.
+which on these CPUs is as fast as batches. Large: a photo of 12 megapixels against one of the
+canvas's size, in turn, through the server and decoded only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -26,7 +28,7 @@ import models
 import numpy as np
 import onnxruntime
 from harness import Bar, Column, Result, Row, Spread, Table, take_turns
-from serving_load import MODEL, photos
+from serving_load import MODEL, drawn, photos
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from vibematch.manifest import Manifest
@@ -36,14 +38,21 @@ from vibematch_export.repository import CPU, PROFILES
 CLIENTS: Final = 16
 PROMISED: Final = 0.03
 """Of the bare graph's throughput, what the server may cost at most."""
+LARGE: Final = (3024, 4032)
+MOST_TIMES: Final = 10
+"""As long as a photo of the canvas's size, one of 12 megapixels may take."""
 SERVER: Final = "server"
 PROCESS: Final = "one process"
+REQUEST: Final = "a request to the server"
+DECODING: Final = "decoding alone"
 DEFAULTS: Final = {"tiny": (100, 5, 8.0), "2b": (8, 3, 60.0)}
 """Photos alone, turns of saturation, and the seconds of one."""
 
 Encode: TypeAlias = Callable[[bytes], Any]
 Seconds: TypeAlias = dict[str, list[float]]
 Rates: TypeAlias = dict[str, list[float]]
+Sizes: TypeAlias = dict[str, tuple[list[float], list[float]]]
+"""Way → seconds of a photo of the canvas's size, and of one of 12 megapixels, turn by turn."""
 
 
 def main() -> None:
@@ -61,12 +70,20 @@ def main() -> None:
             session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
 
         alone = _alone(lambda photo: _ask(client, photo), in_process, args.photos, args.seed)
+        by_size = _by_size(
+            {
+                REQUEST: lambda photo: _ask(client, photo),
+                DECODING: lambda photo: preprocess(photo, canvas),
+            },
+            canvas,
+            args,
+        )
         rates = _saturated(
             lambda: _served_rate(server.grpc_url, args.seconds, args.seed),
             lambda: _in_process_rate(session, canvas, args.seconds, args.seed),
             args,
         )
-    harness.publish(result(args, manifest, alone, rates), args)
+    harness.publish(result(args, manifest, alone, by_size, rates), args)
 
 
 def _arguments() -> argparse.Namespace:
@@ -102,6 +119,20 @@ def _alone(served: Encode, in_process: Encode, turns: int, seed: int) -> Seconds
         PROCESS: lambda: in_process(next(coming[PROCESS])),
     }
     return take_turns(sides, turns, "one photo at a time", seed=seed)
+
+
+def _by_size(ways: dict[str, Encode], canvas: Preprocessing, args: argparse.Namespace) -> Sizes:
+    rng = np.random.default_rng(args.seed)
+    sent = [drawn(rng, size) for size in ((canvas.width, canvas.height), LARGE)]
+    sides = {
+        (way, place): partial(encode, photo)
+        for way, encode in ways.items()
+        for place, photo in enumerate(sent)
+    }
+    for ask in sides.values():
+        ask()
+    seconds = take_turns(sides, args.photos, "12 megapixels", seed=args.seed)
+    return {way: (seconds[way, 0], seconds[way, 1]) for way in ways}
 
 
 def _saturated(served: Callable[[], float], in_process: Callable[[], float], args: Any) -> Rates:
@@ -161,8 +192,10 @@ def _rate(encode: Encode, clients: int, seconds: float, seed: int) -> float:
 # --- the result
 
 
-def result(args: argparse.Namespace, manifest: Manifest, alone: Seconds, rates: Rates) -> Result:
-    """Both tables, and the bar."""
+def result(
+    args: argparse.Namespace, manifest: Manifest, alone: Seconds, sizes: Sizes, rates: Rates
+) -> Result:
+    """All tables, and the bars."""
     canvas = manifest.preprocessing
     lost = Spread.of(1 - share for share in _shares(rates))
     added = [theirs - ours for theirs, ours in zip(alone[SERVER], alone[PROCESS], strict=True)]
@@ -190,6 +223,18 @@ def result(args: argparse.Namespace, manifest: Manifest, alone: Seconds, rates: 
                 ],
             ),
             Table(
+                "A photo of 12 megapixels",
+                [
+                    Column("canvas's size", "ms"),
+                    Column("12 megapixels", "ms"),
+                    Column("times as long", "x", better="less"),
+                ],
+                [
+                    Row(way, [_ms(small), _ms(large), harness.ratio(large, small)])
+                    for way, (small, large) in sizes.items()
+                ],
+            ),
+            Table(
                 "Saturated",
                 [Column("answers", "photos/s"), Column("of one process", "x")],
                 [
@@ -204,12 +249,19 @@ def result(args: argparse.Namespace, manifest: Manifest, alone: Seconds, rates: 
                 f"the server costs at most {PROMISED:.0%} of the bare graph's throughput",
                 f"{lost.median:.1%} ({lost.low:.1%} to {lost.high:.1%})",
                 met=lost.median <= PROMISED,
-            )
+            ),
+            *(_large_bar(way, *seconds) for way, seconds in sizes.items()),
         ],
         notes=["The clients run on the same cores as the server."],
         packages=["grpcio"],
-        figures={"alone_s": alone, "photos_per_s": rates},
+        figures={"alone_s": alone, "by_size_s": sizes, "photos_per_s": rates},
     )
+
+
+def _large_bar(way: str, small: list[float], large: list[float]) -> Bar:
+    times = harness.ratio(large, small).median
+    promise = f"12 megapixels take at most {MOST_TIMES} times as long as the canvas's size: {way}"
+    return Bar(promise, times, times <= MOST_TIMES)
 
 
 def _shares(rates: Rates) -> list[float]:

@@ -1079,7 +1079,7 @@ def _agreed(values: set[str | None]) -> Value | None:
 
 def _as_numbers(vectors: object, dim: int) -> npt.NDArray[np.float64]:
     try:
-        return np.asarray(vectors, dtype=np.float64, order="C")
+        return np.array(vectors, dtype=np.float64, order="C")
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"a vector must be {dim} numbers ({error})") from error
 

@@ -158,7 +158,7 @@ class Columns:
 
 
 class Few:
-    """A few rows among which all are that qualify, found but not put together yet.
+    """A few rows in which to look, found but not put together yet.
 
     Attributes:
         parts: the rows, in no order; some may be there more than once.
@@ -179,7 +179,8 @@ class Selector:
 
     Attributes:
         tests: for the compiled loops.
-        few: where to look for them; ``None`` where no condition is known to be met by a few only.
+        few: rows among which all of them are; ``None`` where none of the conditions is known to be
+            met by a few only.
     """
 
     def __init__(self, tests: list[Test], few: Few | None = None) -> None:
@@ -251,7 +252,7 @@ class _Attribute:
     def __init__(self, capacity: int) -> None:
         self._count = 0
         self._lookup: _Lookup | None = None
-        self._changed: set[int] = set()  # rows in it that were put again since
+        self._changed: set[int] = set()  # rows in it whose value is another since
         self._code_of: dict[str | float, int] = {}
         self._values: list[str | float] = []  # by code
         self._coded_numbers = 0  # -1: they are too many

@@ -614,8 +614,9 @@ class HnswIndex:
 
     def _most_tried(self, search: _Search) -> int:
         """After so many a scan stops, unless a few are known, and comparing all is no quicker."""
-        everybody = search.qualifying.few is not None
-        return len(self._users) if everybody else planner.most_tried(len(self._rows))
+        if search.qualifying.few is not None:
+            return len(self._users)
+        return planner.most_tried(len(self._rows))
 
     def _with_unsorted(self, look: Look, search: _Search, seen: Mask) -> Look:
         """With users who came since the rows were sorted: in lists that were seen, or in none."""

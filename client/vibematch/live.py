@@ -80,6 +80,7 @@ class LiveIndex:
                     if self.store is store:
                         self._index, self._saved_sequence = loaded, saved_sequence
                         self.follow()  # what was written meanwhile
+            _give_memory_back()
             return index
 
     @property
@@ -150,6 +151,7 @@ class LiveIndex:
         try:
             if self._index is not None:
                 index, saved_sequence = _load(store)
+                _give_memory_back()
         finally:  # whatever happens, that is the store which has the lock now
             with self._following:
                 former.retire()
@@ -309,12 +311,10 @@ def _load(store: ProfileStore) -> tuple[HnswIndex, int]:
                 saved_sequence = index.sequence
                 vectors = store.user_vectors([user.id for user in missing])
                 index.update(missing, _by_id(missing, vectors), (), sequence)
-                _give_memory_back()
                 return index, saved_sequence
         index = HnswIndex.gather(dim, _with_vectors(store), sequence)
     _LOG.info("making the search index of %d users", len(index))
     index.connect()
-    _give_memory_back()
     return index, _UNKNOWN
 
 

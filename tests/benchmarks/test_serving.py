@@ -329,3 +329,7 @@ def test_the_overhead_is_measured_on_both_sides(tmp_path: Path) -> None:
     assert made["name"] == "serving_overhead"
     for rates in made["figures"]["photos_per_s"].values():
         assert len(rates) == 2 and min(rates) > 0
+    request, decoding = made["figures"]["by_size_s"].values()
+    for small, large in (request, decoding):
+        assert len(small) == len(large) == 2
+        assert min(large) > min(small) > 0

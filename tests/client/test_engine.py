@@ -57,6 +57,19 @@ def test_search_by_vector_of_any_length(people: MatchingEngine) -> None:
     assert people.search(vector=AXES[0] * 7, top_k=1) == [("anna", 1.0)]
 
 
+def test_search_by_a_vector_in_any_memory(people: MatchingEngine) -> None:
+    expected = people.search(vector=AXES[0])
+    packed = b"?" + AXES[0].astype("<f8").tobytes()
+    for vector in (
+        np.frombuffer(packed, "<f8", offset=1),  # not aligned
+        np.asfortranarray(np.stack([AXES[0]] * 2)),
+        np.repeat(AXES[0], 2)[::2],
+        AXES[0].astype(">f4"),
+        AXES[0].tolist(),
+    ):
+        assert people.search(vector=vector) == expected
+
+
 def test_search_by_photo(engine: MatchingEngine, encoder: Any) -> None:
     engine.add("anna", photos=[b"one"])
     assert people_score(engine.search(photo=b"one")) == {"anna": pytest.approx(1)}

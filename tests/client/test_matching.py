@@ -146,7 +146,7 @@ def test_a_mutual_match_needs_both(people: MatchingEngine) -> None:
         people.add("ben", preferences={"age": (3, 1)})
 
 
-def test_a_search_reads_nothing_from_the_disk(
+def test_a_search_by_means_reads_nothing_from_the_disk(
     people: MatchingEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert names(people.search("anna", mutual=True)) == ["ben", "dan"]  # the index is loaded

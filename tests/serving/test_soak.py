@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_minutes_of_work_change_nothing(exported_model: Path, tmp_path: Path) ->
     assert quarters[3] < 1.1 * quarters[0]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core for the load")
 def test_asked_four_times_too_much_it_does_as_much_as_ever(
     exported_model: Path, tmp_path: Path
 ) -> None:
@@ -47,10 +49,10 @@ def test_asked_four_times_too_much_it_does_as_much_as_ever(
     for phase in phases:
         print({name: value for name, value in phase.items() if name != "server_mib"})
         assert (phase["late"], phase["errors"]) == (0, {})
-    usual, overload, last = phases[1:-1:2], phases[2:-1:2], phases[-1]
+    closed, usual, overload, last = phases[0], phases[1:-1:2], phases[2:-1:2], phases[-1]
     assert len(usual) == len(overload) == 5
     assert all(phase["rejected"] > phase["answered"] for phase in overload)
-    assert _goodput(overload) >= 0.9 * _goodput(usual)
+    assert _goodput(overload) >= 0.9 * max(closed["goodput"], _goodput(usual))
     assert last["rejected"] == 0
     assert last["answered"] > 0
 
