@@ -87,18 +87,21 @@ def _check_name(name: object) -> None:
 
 
 def _check_value(name: str, value: object) -> None:
-    if not isinstance(value, str | int | float):  # bool is an int
+    if isinstance(value, str):
+        if "\0" in value or not is_unicode(value):
+            raise InputError(f"attribute {name!r} holds broken text: {value!r}")
+        if len(value) > _LONGEST_TEXT:
+            raise InputError(f"attribute {name!r} must have at most {_LONGEST_TEXT:,} characters")
+    elif isinstance(value, int):  # as are true and false
+        if not -(2**63) <= value < 2**63:
+            raise InputError(f"attribute {name!r} is too large an integer")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"attribute {name!r} must be finite, got {value}")
+    else:
         raise InputError(
             f"attribute {name!r} must be text, a number or true/false, got {type(value).__name__}"
         )
-    if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
-        raise InputError(f"attribute {name!r} holds broken text: {value!r}")
-    if isinstance(value, str) and len(value) > _LONGEST_TEXT:
-        raise InputError(f"attribute {name!r} must have at most {_LONGEST_TEXT:,} characters")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise InputError(f"attribute {name!r} is too large an integer")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"attribute {name!r} must be finite, got {value}")
 
 
 def _check_range(name: str, bounds: tuple[object, ...]) -> None:

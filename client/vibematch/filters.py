@@ -140,9 +140,10 @@ class Columns:
         for name, condition in wanted.where:
             attribute = self._attributes.get(name)
             if attribute is not None:
-                test = attribute.test(condition)
+                terms = attribute.terms(condition)
+                test = attribute.test(terms)
                 tests.append(test)
-                few = attribute.narrowed(condition, test)
+                few = attribute.narrowed(terms, test)
                 if few is not None and (fewest is None or len(few) < len(fewest)):
                     fewest, sought = few, test
             elif not accepts(condition, None):  # nobody has such an attribute
@@ -210,7 +211,10 @@ def accepts(condition: Condition, value: Value | None) -> bool:
 
 
 def _as_float(number: float) -> float:
-    return float(as_bound(number))  # which larger integers cannot be
+    try:
+        return float(number)
+    except OverflowError:  # of larger integers
+        return as_bound(number)
 
 
 def _choices(condition: Condition) -> frozenset[Value | None]:
@@ -233,6 +237,20 @@ class _Sorted(NamedTuple):
         first = self.values.searchsorted(bound(low))
         end = self.values.searchsorted(bound(high), "right")
         return self.rows[first:end]
+
+
+class _Terms(NamedTuple):
+    """What a condition asks of one attribute.
+
+    Attributes:
+        codes: of which any will do.
+        ranges: of numbers, ends included, of which any will do.
+        is_range: whether the condition is a range, not a choice.
+    """
+
+    codes: list[int]
+    ranges: list[tuple[float, float]]
+    is_range: bool
 
 
 class _Lookup(NamedTuple):
@@ -287,26 +305,19 @@ class _Attribute:
         )
         self._changed = set()  # read first: a search in between sees too many rows, not too few
 
-    def narrowed(self, condition: Condition, test: Test) -> Few | None:
+    def narrowed(self, terms: _Terms, test: Test) -> Few | None:
         """Rows among which all are that meet a condition, ``None`` if these are many.
 
         Args:
-            condition: what the rows have to meet.
+            terms: of the condition.
             test: the same, compiled; it is left to try on them only if some may not meet it.
         """
         changed = self._changed
         lookup = self._lookup
-        if lookup is None:
+        if lookup is None or len(terms.codes) + len(terms.ranges) > _FEW:
             return None
-        if isinstance(condition, tuple):
-            low, high = map(_as_float, condition)
-            found: list[Column] = [lookup.by_number.between(low, high)]
-        else:
-            codes, amounts = self._wanted(condition)
-            if len(codes) + len(amounts) > _FEW:
-                return None
-            found = [lookup.by_code.between(code, code) for code in codes]
-            found += [lookup.by_number.between(amount, amount) for amount in amounts]
+        found: list[Column] = [lookup.by_code.between(code, code) for code in terms.codes]
+        found += [lookup.by_number.between(low, high) for low, high in terms.ranges]
         if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
         if self._count == lookup.rows and not changed:  # most often
@@ -338,19 +349,19 @@ class _Attribute:
             return float(self._numbers[row]) if code == _NUMBER else None
         return self._values[code - _FIRST_CODE]
 
-    def test(self, condition: Condition) -> Test:
-        if isinstance(condition, tuple):
-            low, high = map(_as_float, condition)
+    def test(self, terms: _Terms) -> Test:
+        if terms.is_range:
+            ((low, high),) = terms.ranges
             return self._numbers, low, high
-        codes, amounts = self._wanted(condition)
+        codes, amounts = terms.codes, [amount for amount, _ in terms.ranges]
         if self._coded_numbers >= 0:
-            codes += [self._code_of.get(amount, _NOBODY) for amount in amounts]
+            codes = [*codes, *(self._code_of.get(amount, _NOBODY) for amount in amounts)]
             amounts = []
         allowed = np.zeros(len(self._values) + _FIRST_CODE, bool)
         allowed[[code for code in codes if code != _NOBODY]] = True
         if not amounts:
             return self._codes, allowed
-        return self._codes, allowed, self._numbers, np.array(amounts)
+        return self._codes, allowed, self._numbers, np.array(sorted(amounts))
 
     def _code_of_number(self, number: float) -> int:
         if number not in self._code_of:
@@ -366,17 +377,16 @@ class _Attribute:
             self._values.append(value)
         return self._code_of[value]
 
-    def _wanted(self, condition: Condition) -> tuple[list[int], list[float]]:
-        """Codes and numbers that meet a condition which is not a range."""
+    def terms(self, condition: Condition) -> _Terms:
+        if isinstance(condition, tuple):
+            low, high = map(_as_float, condition)
+            return _Terms([], [(low, high)], is_range=True)
         choices = _choices(condition)
         codes = [_MISSING] if None in choices else []
-        amounts = set()  # two numbers may be one as float64
-        for choice in choices:
-            if isinstance(choice, str):
-                codes.append(self._code_of.get(choice, _NOBODY))
-            elif choice is not None:
-                amounts.add(_as_float(choice))
-        return codes, sorted(amounts)
+        codes += [self._code_of.get(one, _NOBODY) for one in choices if isinstance(one, str)]
+        numbers = [one for one in choices if not (one is None or isinstance(one, str))]
+        amounts = set(map(_as_float, numbers))  # two of them may be one as float64
+        return _Terms(codes, [(amount, amount) for amount in amounts], is_range=False)
 
 
 class _Preference:
