@@ -5,7 +5,8 @@
     python benchmarks/serving_overhead.py --model runs/style/export/fp32
 
 Both sides use the same graph, kernels, preprocessing, photos and threads. Alone: one photo at a
-time, server and process in turn, and the median of the differences within a turn. Saturated: 16
+time, server and process in turn, and the median of the differences within a turn; the server is
+asked over gRPC by tritonclient, and over HTTP with bytes that are ready. Saturated: 16
 clients against as many photos from one process that decodes ahead in as many threads as the server
 has decoders, in turn, and the median of the ratios; in one process photos are computed one by one,
 which on these CPUs is as fast as batches. Large: a photo of 12 megapixels against one of the
@@ -15,9 +16,10 @@ canvas's size, in turn, through the server and decoded only.
 from __future__ import annotations
 
 import argparse
+import http.client
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ import models
 import numpy as np
 import onnxruntime
 from harness import Bar, Column, Result, Row, Spread, Table, take_turns
-from serving_load import MODEL, drawn, photos
+from serving_load import MODEL, drawn, photos, prepare
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from vibematch.manifest import Manifest
@@ -41,7 +43,10 @@ PROMISED: Final = 0.03
 LARGE: Final = (3024, 4032)
 MOST_TIMES: Final = 10
 """As long as a photo of the canvas's size, one of 12 megapixels may take."""
+MOST_ADDED_MS: Final = 3
+"""To a photo of the tiny model, alone."""
 SERVER: Final = "server"
+HTTP: Final = "server, plain HTTP"
 PROCESS: Final = "one process"
 REQUEST: Final = "a request to the server"
 DECODING: Final = "decoding alone"
@@ -69,7 +74,14 @@ def main() -> None:
         def in_process(photo: bytes) -> None:
             session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
 
-        alone = _alone(lambda photo: _ask(client, photo), in_process, args.photos, args.seed)
+        connection = http.client.HTTPConnection(server.http_url)
+        ways = {
+            SERVER: lambda photo: _ask(client, photo),
+            HTTP: _over_http(connection, args.seed),
+            PROCESS: in_process,
+        }
+        alone = _alone(ways, args.photos, args.seed)
+        connection.close()
         by_size = _by_size(
             {
                 REQUEST: lambda photo: _ask(client, photo),
@@ -109,16 +121,35 @@ def _ask(client: InferenceServerClient, photo: bytes) -> None:
 # --- what is measured
 
 
-def _alone(served: Encode, in_process: Encode, turns: int, seed: int) -> Seconds:
-    sent = [photo for photo in photos(seed) if len(photo) < 500_000]  # no 12 megapixels among them
-    for encode in (served, in_process):
+def _small(seed: int) -> list[bytes]:
+    return [photo for photo in photos(seed) if len(photo) < 500_000]  # no 12 megapixels among them
+
+
+def _over_http(connection: http.client.HTTPConnection, seed: int) -> Encode:
+    messages = {photo: prepare(photo).message("http") for photo in _small(seed)}
+
+    def ask(photo: bytes) -> None:
+        path, body, headers = messages[photo]
+        connection.request("POST", f"/{path}", body, headers)
+        answer = connection.getresponse()
+        if answer.status != http.client.OK:
+            raise RuntimeError(answer.read().decode())
+        answer.read()
+
+    return ask
+
+
+def _alone(ways: Mapping[str, Encode], turns: int, seed: int) -> Seconds:
+    sent = _small(seed)
+    for encode in ways.values():
         encode(sent[0])
-    coming = {side: itertools.cycle(sent) for side in (SERVER, PROCESS)}
-    sides = {
-        SERVER: lambda: served(next(coming[SERVER])),
-        PROCESS: lambda: in_process(next(coming[PROCESS])),
-    }
+    coming = {way: itertools.cycle(sent) for way in ways}
+    sides = {way: partial(_encode_next, encode, coming[way]) for way, encode in ways.items()}
     return take_turns(sides, turns, "one photo at a time", seed=seed)
+
+
+def _encode_next(encode: Encode, coming: Iterator[bytes]) -> None:
+    encode(next(coming))
 
 
 def _by_size(ways: dict[str, Encode], canvas: Preprocessing, args: argparse.Namespace) -> Sizes:
@@ -198,12 +229,16 @@ def result(
     """All tables, and the bars."""
     canvas = manifest.preprocessing
     lost = Spread.of(1 - share for share in _shares(rates))
-    added = [theirs - ours for theirs, ours in zip(alone[SERVER], alone[PROCESS], strict=True)]
+    added = {
+        way: [theirs - ours for theirs, ours in zip(alone[way], alone[PROCESS], strict=True)]
+        for way in (SERVER, HTTP)
+    }
+    weights = str(args.model) if args.model else models.WEIGHTS[args.backbone]
     return Result(
         name="serving_overhead",
         question="What does the server cost beside the bare graph in one process?",
         setting={
-            "weights": str(args.model) if args.model else models.WEIGHTS[args.backbone],
+            "weights": weights,
             "dtype": manifest.precision,
             "canvas": f"{canvas.height}x{canvas.width}",
             "threads": harness.CORES,
@@ -218,7 +253,7 @@ def result(
                 "One photo at a time",
                 [Column("photo", "ms"), Column("more than in one process", "ms")],
                 [
-                    Row(SERVER, [_ms(alone[SERVER]), _ms(added)], ours=True),
+                    *(Row(way, [_ms(alone[way]), _ms(added[way])], ours=True) for way in added),
                     Row(PROCESS, [_ms(alone[PROCESS]), None]),
                 ],
             ),
@@ -245,17 +280,24 @@ def result(
             ),
         ],
         bars=[
+            *([_added_bar(added[HTTP])] if weights == models.WEIGHTS["tiny"] else []),
+            *(_large_bar(way, *seconds) for way, seconds in sizes.items()),
             Bar(
                 f"the server costs at most {PROMISED:.0%} of the bare graph's throughput",
                 f"{lost.median:.1%} ({lost.low:.1%} to {lost.high:.1%})",
                 met=lost.median <= PROMISED,
             ),
-            *(_large_bar(way, *seconds) for way, seconds in sizes.items()),
         ],
         notes=["The clients run on the same cores as the server."],
         packages=["grpcio"],
         figures={"alone_s": alone, "by_size_s": sizes, "photos_per_s": rates},
     )
+
+
+def _added_bar(added: list[float]) -> Bar:
+    added_ms = _ms(added).median
+    promise = f"{HTTP}: it adds at most {MOST_ADDED_MS} ms to a photo alone"
+    return Bar(promise, f"{added_ms:.1f} ms", added_ms <= MOST_ADDED_MS)
 
 
 def _large_bar(way: str, small: list[float], large: list[float]) -> Bar:

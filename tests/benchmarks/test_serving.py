@@ -327,6 +327,7 @@ def test_the_overhead_is_measured_on_both_sides(tmp_path: Path) -> None:
     ran = subprocess.run(command, check=True, capture_output=True, text=True)
     made = json.loads(ran.stdout)
     assert made["name"] == "serving_overhead"
+    assert [len(seconds) for seconds in made["figures"]["alone_s"].values()] == [2, 2, 2]
     for rates in made["figures"]["photos_per_s"].values():
         assert len(rates) == 2 and min(rates) > 0
     request, decoding = made["figures"]["by_size_s"].values()
