@@ -33,7 +33,6 @@ from contextlib import (
     ExitStack,
     asynccontextmanager,
     contextmanager,
-    nullcontext,
     suppress,
 )
 from dataclasses import dataclass, field
@@ -143,18 +142,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if args.apart and not args.repository:
+        parser.error("--apart goes with --repository: it starts the server on its core")
+    if args.apart and len(cores) < 2:
+        parser.error("--apart needs two cores")
+    servers, loads = (cores[:1], cores[-1:]) if args.apart else (cores, cores)
     with ExitStack() as stack:
-        if args.apart and not args.repository:
-            parser.error("--apart goes with --repository: it starts the server on its core")
         if args.repository:
-            cores = sorted(os.sched_getaffinity(0))
-            if args.apart and len(cores) < 2:
-                parser.error("--apart needs two cores")
-            with _only_on(cores[0]) if args.apart else nullcontext():
+            with _only_on(servers):
                 server = stack.enter_context(TritonServer(args.repository))
             args.grpc, args.http = server.grpc_url, server.http_url
-            if args.apart:
-                stack.enter_context(_only_on(cores[-1]))
+        stack.enter_context(_only_on(loads))
         urls = {
             name: getattr(args, name)
             for name in ("grpc", "http")
@@ -164,7 +163,7 @@ def main() -> None:
             parser.error("say what to load: --repository, --grpc or --http")
         phases = asyncio.run(_phases(urls, args))
     report = {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(cores),
         "apart": args.apart,
         "protocols": list(urls),
         "seconds": args.seconds,
@@ -181,10 +180,10 @@ def main() -> None:
 
 
 @contextmanager
-def _only_on(core: int) -> Iterator[None]:
-    """This thread runs on one core, and so does what it starts meanwhile."""
+def _only_on(cores: list[int]) -> Iterator[None]:
+    """This thread runs on these cores, and so does what it starts meanwhile."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -203,6 +202,11 @@ def photos(seed: int = 0) -> list[bytes]:
     rng = np.random.default_rng(seed)
     mix = [drawn(rng, size) for count, size in SIZES for _ in range(count)]
     return [mix[index] for index in rng.permutation(len(mix))]
+
+
+def small_photos(seed: int = 0) -> list[bytes]:
+    """The same without the one of 12 megapixels."""
+    return [photo for photo in photos(seed) if len(photo) < 500_000]
 
 
 def drawn(rng: np.random.Generator, size: tuple[int, int]) -> bytes:

@@ -17,7 +17,17 @@ from typing import Final
 
 import grpc
 import harness
-from serving_load import LEFT_OUT, Load, Phase, Request, cpu_seconds, photos, prepare, run_phase
+from serving_load import (
+    LEFT_OUT,
+    Load,
+    Phase,
+    Request,
+    cpu_seconds,
+    photos,
+    prepare,
+    run_phase,
+    small_photos,
+)
 from serving_peers import servers
 from serving_peers.servers import FASTAPI, Contender, Server
 
@@ -166,7 +176,7 @@ class Limits:
 def start(contender: Contender, plan: Plan, seed: int, running: ExitStack) -> Measured:
     """Start a server, warm it up, ask it alone, and put it to sleep."""
     print(f"starting {contender.label}", file=sys.stderr)
-    small = itertools.cycle(prepare(photo) for photo in _small(photos(seed)))
+    small = itertools.cycle(prepare(photo) for photo in small_photos(seed))
     began = time.perf_counter()
     server = running.enter_context(contender.start())
     answer = server.ask(next(small), servers.START_TIMEOUT_S)
@@ -184,10 +194,6 @@ def start(contender: Contender, plan: Plan, seed: int, running: ExitStack) -> Me
     used = cpu_seconds(server.processes()) - used
     server.signal(signal.SIGSTOP)
     return Measured(contender, server, start_s, harness.median(times), used / IDLE_S, vectors)
-
-
-def _small(sent: Iterable[bytes]) -> list[bytes]:
-    return [photo for photo in sent if len(photo) < 500_000]  # no 12 megapixels among them
 
 
 def measure(

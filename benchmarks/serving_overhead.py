@@ -19,7 +19,7 @@ import argparse
 import http.client
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ import models
 import numpy as np
 import onnxruntime
 from harness import Bar, Column, Result, Row, Spread, Table, take_turns
-from serving_load import MODEL, drawn, photos, prepare
+from serving_load import MODEL, SIZES, drawn, photos, prepare, small_photos
 from tritonclient.grpc import InferenceServerClient, InferInput, InferRequestedOutput
 
 from vibematch.manifest import Manifest
@@ -40,7 +40,7 @@ from vibematch_export.repository import CPU, PROFILES
 CLIENTS: Final = 16
 PROMISED: Final = 0.03
 """Of the bare graph's throughput, what the server may cost at most."""
-LARGE: Final = (3024, 4032)
+LARGE: Final = SIZES[-1][1]
 MOST_TIMES: Final = 10
 """As long as a photo of the canvas's size, one of 12 megapixels may take."""
 MOST_ADDED_MS: Final = 3
@@ -74,22 +74,17 @@ def main() -> None:
         def in_process(photo: bytes) -> None:
             session.run(["embedding"], {"pixels": preprocess(photo, canvas)[None]})
 
+        served = partial(_ask, client)
         connection = http.client.HTTPConnection(server.http_url)
         ways = {
-            SERVER: lambda photo: _ask(client, photo),
+            SERVER: served,
             HTTP: _over_http(connection, args.seed),
             PROCESS: in_process,
         }
         alone = _alone(ways, args.photos, args.seed)
         connection.close()
-        by_size = _by_size(
-            {
-                REQUEST: lambda photo: _ask(client, photo),
-                DECODING: lambda photo: preprocess(photo, canvas),
-            },
-            canvas,
-            args,
-        )
+        decode = partial(preprocess, preprocessing=canvas)
+        by_size = _by_size({REQUEST: served, DECODING: decode}, canvas, args)
         rates = _saturated(
             lambda: _served_rate(server.grpc_url, args.seconds, args.seed),
             lambda: _in_process_rate(session, canvas, args.seconds, args.seed),
@@ -121,12 +116,8 @@ def _ask(client: InferenceServerClient, photo: bytes) -> None:
 # --- what is measured
 
 
-def _small(seed: int) -> list[bytes]:
-    return [photo for photo in photos(seed) if len(photo) < 500_000]  # no 12 megapixels among them
-
-
 def _over_http(connection: http.client.HTTPConnection, seed: int) -> Encode:
-    messages = {photo: prepare(photo).message("http") for photo in _small(seed)}
+    messages = {photo: prepare(photo).message("http") for photo in small_photos(seed)}
 
     def ask(photo: bytes) -> None:
         path, body, headers = messages[photo]
@@ -140,16 +131,11 @@ def _over_http(connection: http.client.HTTPConnection, seed: int) -> Encode:
 
 
 def _alone(ways: Mapping[str, Encode], turns: int, seed: int) -> Seconds:
-    sent = _small(seed)
+    sent = small_photos(seed)
     for encode in ways.values():
         encode(sent[0])
-    coming = {way: itertools.cycle(sent) for way in ways}
-    sides = {way: partial(_encode_next, encode, coming[way]) for way, encode in ways.items()}
+    sides = {way: partial(next, map(encode, itertools.cycle(sent))) for way, encode in ways.items()}
     return take_turns(sides, turns, "one photo at a time", seed=seed)
-
-
-def _encode_next(encode: Encode, coming: Iterator[bytes]) -> None:
-    encode(next(coming))
 
 
 def _by_size(ways: dict[str, Encode], canvas: Preprocessing, args: argparse.Namespace) -> Sizes:

@@ -261,6 +261,28 @@ class _Lookup(NamedTuple):
     rows: int
 
 
+class _Codes(dict[Any, int]):
+    """Value → code, numbered from the first code on in the order in which values came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[Any] = []
+
+    def add(self, value: object) -> int:
+        """The code of a value, which may be a new one."""
+        if value not in self:
+            self[value] = len(self) + _FIRST_CODE
+            self._values.append(value)
+        return self[value]
+
+    def value(self, code: int) -> Any:
+        return self._values[code - _FIRST_CODE]
+
+    def none_allowed(self) -> Mask:
+        """A table of all codes, in which to mark those that are."""
+        return np.zeros(len(self) + _FIRST_CODE, bool)
+
+
 class _Attribute:
     """One attribute: a code per row, which says which value it is, and a number per row.
 
@@ -271,8 +293,7 @@ class _Attribute:
         self._count = 0
         self._lookup: _Lookup | None = None
         self._changed: set[int] = set()  # rows in it whose value is another since
-        self._code_of: dict[str | float, int] = {}
-        self._values: list[str | float] = []  # by code
+        self._code_of = _Codes()
         self._coded_numbers = 0  # -1: they are too many
         self._codes = np.full(capacity, _MISSING, np.int32)
         self._numbers = np.full(capacity, math.nan)
@@ -286,7 +307,7 @@ class _Attribute:
         taken._codes[: len(rows)], kept = _recoded(self._codes[rows])
         for value, code in self._code_of.items():
             if code in kept:
-                taken._code(value)
+                taken._code_of.add(value)
         taken._numbers[: len(rows)] = self._numbers[rows]
         taken._count = len(rows)
         taken._coded_numbers = self._coded_numbers
@@ -331,7 +352,7 @@ class _Attribute:
         self._count = max(self._count, row + 1)
         code, number = _MISSING, math.nan
         if isinstance(value, str):
-            code = self._code(value)
+            code = self._code_of.add(value)
         elif value is not None:
             number = float(value)
             code = self._code_of_number(number)
@@ -347,7 +368,8 @@ class _Attribute:
         code = int(self._codes[row])
         if code < _FIRST_CODE:
             return float(self._numbers[row]) if code == _NUMBER else None
-        return self._values[code - _FIRST_CODE]
+        value: Value = self._code_of.value(code)
+        return value
 
     def test(self, terms: _Terms) -> Test:
         if terms.is_range:
@@ -357,7 +379,7 @@ class _Attribute:
         if self._coded_numbers >= 0:
             codes = [*codes, *(self._code_of.get(amount, _NOBODY) for amount in amounts)]
             amounts = []
-        allowed = np.zeros(len(self._values) + _FIRST_CODE, bool)
+        allowed = self._code_of.none_allowed()
         allowed[[code for code in codes if code != _NOBODY]] = True
         if not amounts:
             return self._codes, allowed
@@ -369,13 +391,7 @@ class _Attribute:
                 self._coded_numbers = -1
                 return _NUMBER
             self._coded_numbers += 1
-        return self._code(number)
-
-    def _code(self, value: str | float) -> int:
-        if value not in self._code_of:
-            self._code_of[value] = len(self._values) + _FIRST_CODE
-            self._values.append(value)
-        return self._code_of[value]
+        return self._code_of.add(number)
 
     def terms(self, condition: Condition) -> _Terms:
         if isinstance(condition, tuple):
@@ -393,8 +409,7 @@ class _Preference:
     """What users want of one attribute: a code per row for sets of values, bounds for ranges."""
 
     def __init__(self, capacity: int) -> None:
-        self._code_of: dict[frozenset[Value | None], int] = {}
-        self._wishes: list[frozenset[Value | None]] = []  # by code
+        self._code_of = _Codes()  # of sets
         self._codes_with: dict[str | float | None, list[int]] = {}  # choice → sets it is in
         self._codes = np.full(capacity, _ANYTHING, np.int32)
         self._low = np.full(capacity, -math.inf)
@@ -427,10 +442,9 @@ class _Preference:
             self._codes[row] = self._code(_choices(condition))
 
     def _code(self, wish: frozenset[Value | None]) -> int:
-        code = self._code_of.get(wish)
-        if code is None:
-            code = self._code_of[wish] = len(self._wishes) + _FIRST_CODE
-            self._wishes.append(wish)
+        is_new = wish not in self._code_of
+        code = self._code_of.add(wish)
+        if is_new:
             for choice in {_comparable(choice) for choice in wish}:
                 self._codes_with.setdefault(choice, []).append(code)
         return code
@@ -442,12 +456,13 @@ class _Preference:
         code = int(self._codes[row])
         if code == _NUMBER:
             return float(self._low[row]), float(self._high[row])
-        return self._wishes[code - _FIRST_CODE]
+        wish: Condition = self._code_of.value(code)
+        return wish
 
     def tests(self, value: Value | None) -> Iterator[Test]:
         is_number = isinstance(value, int | float)
-        if self._wishes or not is_number:  # else all wishes are ranges
-            allowed = np.zeros(len(self._wishes) + _FIRST_CODE, bool)
+        if self._code_of or not is_number:  # else all wishes are ranges
+            allowed = self._code_of.none_allowed()
             allowed[_ANYTHING], allowed[_NUMBER] = True, is_number
             allowed[self._codes_with.get(_comparable(value), [])] = True
             yield self._codes, allowed
