@@ -81,12 +81,13 @@ static void rough_scores(const int8_t *codes, const float *scales, const int16_t
                          float query_unit, Py_ssize_t dim, const int64_t *rows, Py_ssize_t count,
                          float *scores)
 {
-    for (Py_ssize_t i = 0; i < count; i++) {
+    for (Py_ssize_t i = -AHEAD; i < count; i++) {
         if (i + AHEAD < count) {
             ask_for((const char *)(codes + rows[i + AHEAD] * dim), dim);
             ask_for((const char *)(scales + rows[i + AHEAD]), sizeof *scales);
         }
-        scores[i] = query_unit * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
+        if (i >= 0)
+            scores[i] = query_unit * scales[rows[i]] * dot_code(codes + rows[i] * dim, query, dim);
     }
 }
 
@@ -94,10 +95,11 @@ BY_PROCESSOR
 static void exact_scores(const float *vectors, const float *query, Py_ssize_t dim,
                          const int64_t *rows, Py_ssize_t count, double *scores)
 {
-    for (Py_ssize_t i = 0; i < count; i++) {
+    for (Py_ssize_t i = -AHEAD; i < count; i++) {
         if (i + AHEAD < count)
             ask_for((const char *)(vectors + rows[i + AHEAD] * dim), dim * sizeof(float));
-        scores[i] = dot_exact(vectors + rows[i] * dim, query, dim);
+        if (i >= 0)
+            scores[i] = dot_exact(vectors + rows[i] * dim, query, dim);
     }
 }
 
@@ -122,9 +124,15 @@ static Py_ssize_t scale_rows(const double *numbers, Py_ssize_t count, Py_ssize_t
 
 INLINE float largest_of(const float *numbers, Py_ssize_t count)
 {
-    float largest = 0;
-    for (Py_ssize_t i = 0; i < count; i++)
-        largest = GREATER(largest, fabsf(numbers[i]));
+    float lanes[LANES] = {0}, largest = 0;
+    Py_ssize_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = GREATER(fabsf(numbers[i + lane]), lanes[lane]);
+    for (; i < count; i++)
+        largest = GREATER(fabsf(numbers[i]), largest);
+    for (int lane = 0; lane < LANES; lane++)
+        largest = GREATER(lanes[lane], largest);
     return largest;
 }
 
@@ -147,15 +155,20 @@ static double encode_row(const float *vector, Py_ssize_t dim, int8_t *code, floa
 
 /* A query as whole numbers, so small that no sum of products overflows; their unit, and how far
  * they are from it. */
+BY_PROCESSOR
 static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, float *error)
 {
-    float largest = largest_of(query, dim), steps = LESSER(QUERY_STEPS, INT32_MAX / 127 / (dim + 1));
-    double unit = largest / steps, distance = 0;
-    for (Py_ssize_t i = 0; i < dim; i++) {
+    float largest = largest_of(query, dim);
+    float steps = LESSER(QUERY_STEPS, INT32_MAX / 127 / (dim + 1)), unit = largest / steps;
+    for (Py_ssize_t i = 0; i < dim; i++)
         rounded[i] = largest > 0 ? (int16_t)rintf(query[i] / largest * steps) : 0;
-        double off = query[i] - unit * rounded[i];
-        distance += off * off;
+    double lanes[LANES] = {0}, distance = 0;
+    for (Py_ssize_t i = 0; i < dim; i++) {
+        double off = query[i] - (double)unit * rounded[i];
+        lanes[i % LANES] += off * off;
     }
+    for (int lane = 0; lane < LANES; lane++)
+        distance += lanes[lane];
     *error = sqrt(distance);
     return unit;
 }
@@ -314,7 +327,8 @@ typedef struct {
     Py_ssize_t amount_count;
 } Test;
 
-INLINE int is_among(double number, const double *ascending, Py_ssize_t count)
+/* The place of the first number that is not below one. */
+INLINE Py_ssize_t first_from(double number, const double *ascending, Py_ssize_t count)
 {
     Py_ssize_t low = 0, high = count;
     while (low < high) {
@@ -324,7 +338,13 @@ INLINE int is_among(double number, const double *ascending, Py_ssize_t count)
         else
             high = middle;
     }
-    return low < count && ascending[low] == number;
+    return low;
+}
+
+INLINE int is_among(double number, const double *ascending, Py_ssize_t count)
+{
+    Py_ssize_t place = first_from(number, ascending, count);
+    return place < count && ascending[place] == number;
 }
 
 INLINE int is_met(const Test *test, int parts, int64_t row)
@@ -471,6 +491,20 @@ static Test *open_tests(PyObject *conditions, Py_ssize_t *count, Py_ssize_t *row
             *rows = LESSER(*rows, tests[i].arrays[column].buffer.shape[0]);
     }
     return tests;
+}
+
+static PyObject *span(PyObject *self, PyObject *arguments)
+{
+    Array ascending = {.kinds = DOUBLE, .dimensions = 1};
+    double low, high;
+    if (!PyArg_ParseTuple(arguments, "Odd", &ascending.source, &low, &high) ||
+        open_arrays(&ascending, 1) < 0)
+        return NULL;
+    Py_ssize_t count = ascending.buffer.shape[0];
+    Py_ssize_t first = first_from(low, ascending.buffer.buf, count);
+    Py_ssize_t end = first_from(nextafter(high, INFINITY), ascending.buffer.buf, count);
+    close_arrays(&ascending, 1);
+    return Py_BuildValue("nn", first, end);
 }
 
 static PyObject *select_rows(PyObject *self, PyObject *arguments)
@@ -693,9 +727,10 @@ static void keep_likely(Look *look)
     float least = GREATER(look->least, look->heap[0]);
     least -= slack_of(look->users.error, look->query_error);
     look->found = 0;
-    for (Py_ssize_t i = 0; i < look->compared; i++)
-        if (look->scores[i] >= least)
-            look->rows[look->found++] = look->rows[i];
+    for (Py_ssize_t i = 0; i < look->compared; i++) {
+        look->rows[look->found] = look->rows[i];
+        look->found += look->scores[i] >= least;
+    }
 }
 
 /* Of those, by their exact scores, those who are, and who ties with the last. */
@@ -973,15 +1008,29 @@ static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
     return named;
 }
 
+/* One of them, of a type of tuples, as that type would be called in Python. */
+static PyObject *as_tuple(PyTypeObject *type, newfunc new_tuple, const Match *match)
+{
+    PyObject *score = PyFloat_FromDouble(match->score);
+    PyObject *pair = score ? PyTuple_Pack(2, match->user, score) : NULL;
+    PyObject *arguments = pair ? PyTuple_Pack(1, pair) : NULL;
+    PyObject *result = arguments ? new_tuple(type, arguments, NULL) : NULL;
+    Py_XDECREF(arguments);
+    Py_XDECREF(pair);
+    Py_XDECREF(score);
+    return result;
+}
+
 /* The first of them, as far as their scores are good enough. */
-static PyObject *as_pairs(const Match *matches, Py_ssize_t count, double least)
+static PyObject *as_list(const Match *matches, Py_ssize_t count, double least, PyTypeObject *type)
 {
     while (count && matches[count - 1].score < least)
         count--;
+    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
     PyObject *result = PyList_New(count);
     for (Py_ssize_t i = 0; result && i < count; i++) {
-        PyObject *pair = Py_BuildValue("Od", matches[i].user, matches[i].score);
-        if (!pair || PyList_SetItem(result, i, pair) < 0)
+        PyObject *match = as_tuple(type, new_tuple, matches + i);
+        if (!match || PyList_SetItem(result, i, match) < 0)
             Py_CLEAR(result);
     }
     return result;
@@ -990,12 +1039,17 @@ static PyObject *as_pairs(const Match *matches, Py_ssize_t count, double least)
 static PyObject *rank(PyObject *self, PyObject *arguments)
 {
     Array a[] = {{.kinds = ROW, .dimensions = 1}, {.kinds = DOUBLE, .dimensions = 1}};
-    PyObject *users, *result = NULL;
+    PyObject *users, *type, *result = NULL;
     Py_ssize_t wanted;
     double least;
-    if (!PyArg_ParseTuple(arguments, "O!OOnd", &PyList_Type, &users, &a[0].source, &a[1].source,
-                          &wanted, &least) ||
-        open_arrays(a, 2) < 0)
+    if (!PyArg_ParseTuple(arguments, "O!OOndO!", &PyList_Type, &users, &a[0].source, &a[1].source,
+                          &wanted, &least, &PyType_Type, &type))
+        return NULL;
+    if (!PyType_IsSubtype((PyTypeObject *)type, &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "a match is a kind of tuple");
+        return NULL;
+    }
+    if (open_arrays(a, 2) < 0)
         return NULL;
     Py_ssize_t count = a[0].buffer.shape[0];
     Match *matches = malloc((count + 1) * sizeof *matches);
@@ -1007,7 +1061,8 @@ static PyObject *rank(PyObject *self, PyObject *arguments)
         count = name_rows(users, a, matches);
         if (!PyErr_Occurred()) {
             qsort(matches, count, sizeof *matches, by_score_and_user);
-            result = as_pairs(matches, LESSER(count, GREATER(wanted, 0)), least);
+            result = as_list(matches, LESSER(count, GREATER(wanted, 0)), least,
+                             (PyTypeObject *)type);
         }
         while (count--)
             Py_DECREF(matches[count].user);
@@ -1020,6 +1075,7 @@ static PyObject *rank(PyObject *self, PyObject *arguments)
 static PyMethodDef functions[] = {
     {"encode", encode, METH_VARARGS, "encode(vectors, codes, scales)"},
     {"scale", scale, METH_VARARGS, "scale(numbers, unit)"},
+    {"span", span, METH_VARARGS, "span(ascending, low, high)"},
     {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
     {"look", look, METH_VARARGS,
      "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), query, "
@@ -1028,7 +1084,7 @@ static PyMethodDef functions[] = {
      "compare((vectors, codes, scales, error), first, rows, query, conditions, excluded, wanted, "
      "least)"},
     {"dots", dots, METH_VARARGS, "dots(vectors, query, rows, scores)"},
-    {"rank", rank, METH_VARARGS, "rank(users, rows, scores, wanted, least)"},
+    {"rank", rank, METH_VARARGS, "rank(users, rows, scores, wanted, least, match)"},
     {NULL, NULL, 0, NULL},
 };
 

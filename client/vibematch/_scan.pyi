@@ -1,4 +1,4 @@
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ _Rows: TypeAlias = npt.NDArray[np.intp]
 _Users: TypeAlias = tuple[
     npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.float32], float
 ]
+_Match = TypeVar("_Match", bound=tuple[str, float])
 _Found: TypeAlias = tuple[bytes, bytes, int, int, int, float]
 
 Condition: TypeAlias = (
@@ -33,6 +34,7 @@ def dots(
     scores: npt.NDArray[np.float64],
     /,
 ) -> None: ...
+def span(ascending: _Numbers, low: float, high: float, /) -> tuple[int, int]: ...
 
 # What is written must not overlap with what is read.
 def select(conditions: list[Condition], rows: _Rows, places: _Rows, /) -> int: ...
@@ -71,5 +73,6 @@ def rank(
     scores: npt.NDArray[np.float64],
     wanted: int,
     least: float,
+    match: type[_Match],
     /,
-) -> list[tuple[str, float]]: ...
+) -> list[_Match]: ...

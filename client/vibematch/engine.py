@@ -1035,6 +1035,8 @@ def _is_whole(number: object) -> TypeGuard[int]:
 
 
 def _check_exclude(exclude: object) -> None:
+    if isinstance(exclude, tuple) and not exclude:  # most often
+        return
     if (
         not isinstance(exclude, Collection)
         or isinstance(exclude, str | bytes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -31,6 +30,9 @@ _FEW_ROWS: Final = 16_384
 _FEW_SHARE: Final = 1 / 8
 _SORTED_FROM: Final = 4_096
 _MOST_CODED_NUMBERS: Final = 4_096
+_MOST_COMPILED: Final = 64
+_PLAIN: Final = frozenset({str, int, float, bool, tuple, type(None)})
+"""Types of conditions that are one value, or a range."""
 _MOST_UNSORTED: Final = 0.02
 """Of all rows; so many are tried one by one with each search that has a selective condition."""
 # Codes of an attribute: missing, some number, then the values seen. Codes of what is preferred:
@@ -42,8 +44,7 @@ _FIRST_CODE: Final = 2
 _NOBODY: Final = -1
 
 
-@dataclass(frozen=True)
-class Filter:
+class Filter(NamedTuple):
     """What a match has to be.
 
     Attributes:
@@ -140,42 +141,38 @@ class Columns:
         for name, condition in wanted.where:
             attribute = self._attributes.get(name)
             if attribute is not None:
-                terms = attribute.terms(condition)
-                test = attribute.test(terms)
+                test, few = attribute.compiled(condition)
                 tests.append(test)
-                few = attribute.narrowed(terms, test)
-                if few is not None and (fewest is None or len(few) < len(fewest)):
+                if few is not None and (fewest is None or few.size < fewest.size):
                     fewest, sought = few, test
             elif not accepts(condition, None):  # nobody has such an attribute
                 tests.append((np.zeros(self._capacity, bool),))
         if wanted.accepted_by is not None:
             for name, preference in self._preferences.items():
-                tests += preference.tests(wanted.accepted_by.get(name))
+                tests += preference.compiled(wanted.accepted_by.get(name))
         if alive is not None:
             tests.append((alive,))
-        if fewest is not None:
-            fewest.tests += [test for test in tests if test is not sought]
+        others = [test for test in tests if test is not sought]
+        if fewest is not None and others:
+            fewest = fewest._replace(tests=fewest.tests + others)
         return Selector(tests, fewest)
 
 
-class Few:
+class Few(NamedTuple):
     """A few rows in which to look, found but not put together yet.
 
     Attributes:
         parts: the rows, in no order; some may be there more than once.
         tests: of these rows, those qualify that pass all of them.
+        size: how many rows these are, at most.
     """
 
-    def __init__(self, parts: list[Column], tests: list[Test]) -> None:
-        self.parts = parts
-        self.tests = tests
-        self._count = sum(map(len, parts))
-
-    def __len__(self) -> int:
-        return self._count
+    parts: list[Column]
+    tests: list[Test]
+    size: int
 
 
-class Selector:
+class Selector(NamedTuple):
     """Who qualifies: whoever passes all tests.
 
     Attributes:
@@ -184,14 +181,17 @@ class Selector:
             met by a few only.
     """
 
-    def __init__(self, tests: list[Test], few: Few | None = None) -> None:
-        self.tests = tests
-        self.few = few
+    tests: list[Test]
+    few: Few | None = None
 
     def places(self, rows: Rows) -> Rows:
         """Of some rows, the places of those that qualify, ascending."""
-        places = np.empty(len(rows), np.intp)
-        return places[: scan.select(self.tests, rows, places)]
+        return _places(self.tests, rows)
+
+
+def _places(tests: list[Test], rows: Rows) -> Rows:
+    places = np.empty(len(rows), np.intp)
+    return places[: scan.select(tests, rows, places)]
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -221,44 +221,47 @@ def _choices(condition: Condition) -> frozenset[Value | None]:
     return frozenset(choices_of(condition))
 
 
-class _Sorted(NamedTuple):
-    """Rows in the order of their values."""
-
-    values: Column
-    rows: npt.NDArray[np.int32]
-
-    @classmethod
-    def of(cls, column: Column, rows: Rows) -> _Sorted:
-        order = np.argsort(column[rows], kind="stable")
-        return cls(column[rows][order], rows[order].astype(np.int32))
-
-    def between(self, low: float, high: float) -> npt.NDArray[np.int32]:
-        bound = self.values.dtype.type  # of another type, NumPy would convert all values first
-        first = self.values.searchsorted(bound(low))
-        end = self.values.searchsorted(bound(high), "right")
-        return self.rows[first:end]
-
-
-class _Terms(NamedTuple):
-    """What a condition asks of one attribute.
+class _Lookup(NamedTuple):
+    """The first rows in the order of what they hold.
 
     Attributes:
-        codes: of which any will do.
-        ranges: of numbers, ends included, of which any will do.
-        is_range: whether the condition is a range, not a choice.
+        rows: how many.
+        by_code: those without numbers.
+        starts: where the rows of each code begin among these, and where the last one's end.
+        by_number: those with numbers.
+        numbers: theirs.
     """
 
-    codes: list[int]
-    ranges: list[tuple[float, float]]
-    is_range: bool
-
-
-class _Lookup(NamedTuple):
-    """The first rows in the order of what they hold: those without numbers by code, the others."""
-
-    by_code: _Sorted
-    by_number: _Sorted
     rows: int
+    by_code: npt.NDArray[np.int32]
+    starts: Column
+    by_number: npt.NDArray[np.int32]
+    numbers: Column
+
+    @classmethod
+    def of(cls, codes: Column, numbers: Column) -> _Lookup:
+        """By the codes and the numbers of the rows."""
+        is_number = ~np.isnan(numbers)
+        coded, counted = np.flatnonzero(~is_number), np.flatnonzero(is_number)
+        coded = coded[np.argsort(codes[coded], kind="stable")]
+        counted = counted[np.argsort(numbers[counted], kind="stable")]
+        ends = np.cumsum(np.bincount(codes[coded]))
+        return cls(
+            len(codes),
+            coded.astype(np.int32),
+            np.append(0, ends).astype(np.int32),
+            counted.astype(np.int32),
+            numbers[counted],
+        )
+
+    def with_code(self, code: int) -> npt.NDArray[np.int32]:
+        if not 0 <= code < len(self.starts) - 1:
+            return self.by_code[:0]
+        return self.by_code[self.starts[code] : self.starts[code + 1]]
+
+    def between(self, low: float, high: float) -> npt.NDArray[np.int32]:
+        first, end = scan.span(self.numbers, low, high)
+        return self.by_number[first:end]
 
 
 class _Codes(dict[Any, int]):
@@ -283,6 +286,15 @@ class _Codes(dict[Any, int]):
         return np.zeros(len(self) + _FIRST_CODE, bool)
 
 
+class _Compiled(dict[Any, Any]):
+    """What conditions were made into lately: apps ask the same ones again and again."""
+
+    def remember(self, condition: object, compiled: object) -> None:
+        if len(self) >= _MOST_COMPILED:
+            self.clear()
+        self[condition] = compiled
+
+
 class _Attribute:
     """One attribute: a code per row, which says which value it is, and a number per row.
 
@@ -293,12 +305,14 @@ class _Attribute:
         self._count = 0
         self._lookup: _Lookup | None = None
         self._changed: set[int] = set()  # rows in it whose value is another since
+        self._compiled = _Compiled()
         self._code_of = _Codes()
         self._coded_numbers = 0  # -1: they are too many
         self._codes = np.full(capacity, _MISSING, np.int32)
         self._numbers = np.full(capacity, math.nan)
 
     def grow(self, capacity: int) -> None:
+        self._compiled.clear()
         self._codes = _longer(self._codes, capacity, _MISSING)
         self._numbers = _longer(self._numbers, capacity, math.nan)
 
@@ -318,37 +332,73 @@ class _Attribute:
         unsorted = count - known + len(self._changed)
         if count < _SORTED_FROM or unsorted <= _MOST_UNSORTED * count:
             return
-        is_number = ~np.isnan(self._numbers[:count])
-        self._lookup = _Lookup(
-            _Sorted.of(self._codes, np.flatnonzero(~is_number)),
-            _Sorted.of(self._numbers, np.flatnonzero(is_number)),
-            count,
-        )
+        self._lookup = _Lookup.of(self._codes[:count], self._numbers[:count])
         self._changed = set()  # read first: a search in between sees too many rows, not too few
+        self._compiled.clear()
 
-    def narrowed(self, terms: _Terms, test: Test) -> Few | None:
-        """Rows among which all are that meet a condition, ``None`` if these are many.
+    def compiled(self, condition: Condition) -> tuple[Test, Few | None]:
+        """What tells who meets a condition, and a few among whom these are, if they are few."""
+        is_plain = type(condition) in _PLAIN
+        key = condition if is_plain else _choices(condition)  # lists have no hash
+        known = self._compiled.get(key)
+        if known is None:
+            if isinstance(condition, tuple):
+                known = self._within(*map(_as_float, condition))
+            else:
+                known = self._one_of(_choices(condition))
+            self._compiled.remember(key, known)
+        return known
+
+    def _within(self, low: float, high: float) -> tuple[Test, Few | None]:
+        test = self._numbers, low, high
+        return test, self._narrowed(test, [], [(low, high)])
+
+    def _one_of(self, choices: frozenset[Value | None]) -> tuple[Test, Few | None]:
+        codes = [_MISSING] if None in choices else []
+        codes += [self._code_of.get(one, _NOBODY) for one in choices if isinstance(one, str)]
+        numbers = [one for one in choices if not (one is None or isinstance(one, str))]
+        amounts = sorted(set(map(_as_float, numbers)))  # two of them may be one as float64
+        test = self._test(codes, amounts)
+        return test, self._narrowed(test, codes, [(amount, amount) for amount in amounts])
+
+    def _test(self, codes: list[int], amounts: list[float]) -> Test:
+        if self._coded_numbers >= 0:
+            codes = [*codes, *(self._code_of.get(amount, _NOBODY) for amount in amounts)]
+            amounts = []
+        allowed = self._code_of.none_allowed()
+        allowed[[code for code in codes if code != _NOBODY]] = True
+        if not amounts:
+            return self._codes, allowed
+        return self._codes, allowed, self._numbers, np.array(amounts)
+
+    def _narrowed(
+        self, test: Test, codes: list[int], ranges: list[tuple[float, float]]
+    ) -> Few | None:
+        """Rows among which all are that pass a test, ``None`` if these are many.
 
         Args:
-            terms: of the condition.
-            test: the same, compiled; it is left to try on them only if some may not meet it.
+            test: is left to try on them only if some may not pass it.
+            codes: the test lets pass who has one of these,
+            ranges: or a number in one of these, ends included.
         """
         changed = self._changed
         lookup = self._lookup
-        if lookup is None or len(terms.codes) + len(terms.ranges) > _FEW:
+        if lookup is None or len(codes) + len(ranges) > _FEW:
             return None
-        found: list[Column] = [lookup.by_code.between(code, code) for code in terms.codes]
-        found += [lookup.by_number.between(low, high) for low, high in terms.ranges]
-        if sum(map(len, found)) > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
+        found: list[Column] = [lookup.with_code(code) for code in codes]
+        found += [lookup.between(low, high) for low, high in ranges]
+        size = sum(map(len, found))
+        if size > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
             return None
-        if self._count == lookup.rows and not changed:  # most often
-            return Few(found, [])
-        unsorted = np.arange(lookup.rows, self._count)
-        if changed:
-            return Few([*found, np.fromiter(changed, np.intp), unsorted], [test])
-        return Few([*found, unsorted[Selector([test]).places(unsorted)]], [])
+        if changed or self._count > lookup.rows:
+            unsorted = np.arange(lookup.rows, self._count)
+            others = np.concatenate([np.fromiter(changed, np.intp), unsorted])
+            found.append(others[_places([test], others)])
+            size += len(found[-1])
+        return Few(found, [test] if changed else [], size)
 
     def put(self, row: int, value: Value | None) -> None:
+        self._compiled.clear()
         self._count = max(self._count, row + 1)
         code, number = _MISSING, math.nan
         if isinstance(value, str):
@@ -371,20 +421,6 @@ class _Attribute:
         value: Value = self._code_of.value(code)
         return value
 
-    def test(self, terms: _Terms) -> Test:
-        if terms.is_range:
-            ((low, high),) = terms.ranges
-            return self._numbers, low, high
-        codes, amounts = terms.codes, [amount for amount, _ in terms.ranges]
-        if self._coded_numbers >= 0:
-            codes = [*codes, *(self._code_of.get(amount, _NOBODY) for amount in amounts)]
-            amounts = []
-        allowed = self._code_of.none_allowed()
-        allowed[[code for code in codes if code != _NOBODY]] = True
-        if not amounts:
-            return self._codes, allowed
-        return self._codes, allowed, self._numbers, np.array(sorted(amounts))
-
     def _code_of_number(self, number: float) -> int:
         if number not in self._code_of:
             if not 0 <= self._coded_numbers < _MOST_CODED_NUMBERS:
@@ -393,22 +429,12 @@ class _Attribute:
             self._coded_numbers += 1
         return self._code_of.add(number)
 
-    def terms(self, condition: Condition) -> _Terms:
-        if isinstance(condition, tuple):
-            low, high = map(_as_float, condition)
-            return _Terms([], [(low, high)], is_range=True)
-        choices = _choices(condition)
-        codes = [_MISSING] if None in choices else []
-        codes += [self._code_of.get(one, _NOBODY) for one in choices if isinstance(one, str)]
-        numbers = [one for one in choices if not (one is None or isinstance(one, str))]
-        amounts = set(map(_as_float, numbers))  # two of them may be one as float64
-        return _Terms(codes, [(amount, amount) for amount in amounts], is_range=False)
-
 
 class _Preference:
     """What users want of one attribute: a code per row for sets of values, bounds for ranges."""
 
     def __init__(self, capacity: int) -> None:
+        self._compiled = _Compiled()
         self._code_of = _Codes()  # of sets
         self._codes_with: dict[str | float | None, list[int]] = {}  # choice → sets it is in
         self._codes = np.full(capacity, _ANYTHING, np.int32)
@@ -416,6 +442,7 @@ class _Preference:
         self._high = np.full(capacity, math.inf)
 
     def grow(self, capacity: int) -> None:
+        self._compiled.clear()
         self._codes = _longer(self._codes, capacity, _ANYTHING)
         self._low = _longer(self._low, capacity, -math.inf)
         self._high = _longer(self._high, capacity, math.inf)
@@ -431,6 +458,7 @@ class _Preference:
         return taken
 
     def clear(self, row: int) -> None:
+        self._compiled.clear()
         self._codes[row], self._low[row], self._high[row] = _ANYTHING, -math.inf, math.inf
 
     def put(self, row: int, condition: Condition) -> None:
@@ -459,7 +487,15 @@ class _Preference:
         wish: Condition = self._code_of.value(code)
         return wish
 
-    def tests(self, value: Value | None) -> Iterator[Test]:
+    def compiled(self, value: Value | None) -> list[Test]:
+        """What tells who accepts a value."""
+        known = self._compiled.get(value)
+        if known is None:
+            known = list(self._tests(value))
+            self._compiled.remember(value, known)
+        return known
+
+    def _tests(self, value: Value | None) -> Iterator[Test]:
         is_number = isinstance(value, int | float)
         if self._code_of or not is_number:  # else all wishes are ranges
             allowed = self._code_of.none_allowed()

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from vibematch import planner, scan
 from vibematch.attributes import Condition, Value
 from vibematch.filters import Columns, Few, Filter, Mask, Selector
-from vibematch.planner import Plan
+from vibematch.planner import NOT_THOUGHT_OF, Expected, Plan
 from vibematch.records import UserRow
 from vibematch.snapshot import Snapshot, new_graph, read_snapshot, write_snapshot
 from vibematch.vectors import (
@@ -495,7 +495,7 @@ class HnswIndex:
         """The most similar users, found by comparing all who qualify."""
         with self._lock:
             search = self._in_rows(question)
-            return self._compare_all(search, Plan("scan", len(self._rows)))[0]
+            return self._compare_all(search)[0]
 
     def _in_rows(self, question: Question) -> _Search:
         wanted = question.wanted
@@ -511,61 +511,59 @@ class HnswIndex:
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
-        plan, few = Plan("scan", len(self._rows)), search.qualifying.few
-        if plan.users <= planner.EXACT_UP_TO or (
-            few is not None and planner.are_compared(len(few), search.top_k, plan.users)
+        users, few = len(self._rows), search.qualifying.few
+        if users <= planner.EXACT_UP_TO or (
+            few is not None and planner.are_compared(few.size, search.top_k, users)
         ):
-            return self._compare_all(search, plan)
+            return self._compare_all(search)
         seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
-        look = self._look(search, seen, planner.FIRST_LOOK)
+        look, expected = self._look(search, seen, planner.FIRST_LOOK), NOT_THOUGHT_OF
         if look.ahead:
             share = look.compared / look.tried if look.tried else look.share
             tried = min(look.ahead, self._most_tried(search))
             ahead_us = self._scan_us(tried, share * tried, share)
-            few_us = math.inf if few is None else self._scan_us(len(few), len(few), 0)
-            plan = self._think_of_graph(search, look.share, min(ahead_us, few_us), plan)
-            if plan.fetched is not None:
-                found = self._ask_graph(search, plan.fetched, look)
+            few_us = math.inf if few is None else self._scan_us(few.size, few.size, 0)
+            expected = self._think_of_graph(search, look.share, min(ahead_us, few_us))
+            if expected.fetched is not None:
+                found = self._ask_graph(search, expected.fetched, look)
                 if found is not None:
-                    return found, plan._replace(
-                        strategy="graph", tried=look.tried, scanned=look.compared
-                    )
+                    return found, Plan("graph", users, look.tried, look.compared, None, *expected)
             if self._partition is None or few_us < ahead_us:
-                return self._compare_all(search, plan)
+                return self._compare_all(search, expected)
             look = self._look_on(look, search, seen)
         look = self._with_unsorted(look, search, seen)
-        everybody = look.tried == len(self._users)
-        return self._matches(look.rows, look.scores, search), plan._replace(
-            tried=look.tried,
-            scanned=look.compared,
-            qualifying=look.compared if everybody else None,
-        )
+        return self._scanned(look, search, look.tried == len(self._users), expected)
 
     def _scan_us(self, tried: float, compared: float, share: float) -> float:
         return planner.scan_us(tried, compared, share, len(self._rows), self._dim)
 
-    def _think_of_graph(self, search: _Search, share: float, scan_us: float, plan: Plan) -> Plan:
-        """With what it would take, and for how many users to ask it, if it would be quicker.
+    def _think_of_graph(self, search: _Search, share: float, scan_us: float) -> Expected:
+        """For how many users to ask the graph, if it would be quicker, and what it would take.
 
         Args:
             search: the question.
             share: about how many of those nearest to the query qualify, in (0, 1].
             scan_us: expected microseconds of a scan.
-            plan: what there is to say so far.
         """
-        share = share if search.is_filtered else 1.0
+        users, share = len(self._rows), share if search.is_filtered else 1.0
         fetch = planner.fetch_for(search.top_k + len(search.excluded), share)
         if search.is_filtered:  # costs no more, and more of them qualify
-            fetch = max(fetch, min(planner.ef_search(plan.users), plan.users // 4))
-        graph_us = planner.graph_us(fetch, plan.users, self._dim, is_filtered=search.is_filtered)
-        fetched = fetch if graph_us < scan_us else None
-        return plan._replace(graph_us=graph_us, scan_us=scan_us, fetched=fetched)
+            fetch = max(fetch, min(planner.ef_search(users), users // 4))
+        graph_us = planner.graph_us(fetch, users, self._dim, is_filtered=search.is_filtered)
+        return Expected(fetch if graph_us < scan_us else None, graph_us, scan_us)
 
-    def _compare_all(self, search: _Search, plan: Plan) -> tuple[list[Match], Plan]:
+    def _compare_all(
+        self, search: _Search, expected: Expected = NOT_THOUGHT_OF
+    ) -> tuple[list[Match], Plan]:
         look = self._nearest(search, search.qualifying.few)
-        return self._matches(look.rows, look.scores, search), plan._replace(
-            tried=look.tried, scanned=look.compared, qualifying=look.compared
-        )
+        return self._scanned(look, search, True, expected)
+
+    def _scanned(
+        self, look: Look, search: _Search, is_exact: bool, expected: Expected
+    ) -> tuple[list[Match], Plan]:
+        qualifying = look.compared if is_exact else None
+        plan = Plan("scan", len(self._rows), look.tried, look.compared, qualifying, *expected)
+        return self._matches(look.rows, look.scores, search), plan
 
     def _nearest(self, search: _Search, few: Few | None) -> Look:
         """The nearest of all rows, or of a few, in no order."""
@@ -626,7 +624,7 @@ class HnswIndex:
         rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
         if not len(rows):
             return look
-        more = self._nearest(search, Few([rows], search.qualifying.tests))
+        more = self._nearest(search, Few([rows], search.qualifying.tests, len(rows)))
         return look.followed_by(more._replace(ahead=look.ahead), search.top_k)
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:
@@ -665,8 +663,7 @@ class HnswIndex:
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
         rows, scores = best_of(rows, scores, search.top_k)
-        ranked = scan.rank(self._users, rows, scores, search.top_k, search.least)
-        return list(map(Match._make, ranked))
+        return scan.rank(self._users, rows, scores, search.top_k, search.least, Match)
 
     # --- on disk
 

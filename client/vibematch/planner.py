@@ -46,6 +46,23 @@ _BEYOND_CACHE: Final = 0.4
 _DEAREST: Final = 3.0
 
 
+class Expected(NamedTuple):
+    """What was expected of a search that a first look did not settle.
+
+    Attributes:
+        fetched: for how many users the graph is asked, if it is asked.
+        graph_us: microseconds of the graph.
+        scan_us: microseconds of looking on.
+    """
+
+    fetched: int | None = None
+    graph_us: float | None = None
+    scan_us: float | None = None
+
+
+NOT_THOUGHT_OF: Final = Expected()
+
+
 class Plan(NamedTuple):
     """How a search was answered.
 

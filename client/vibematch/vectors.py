@@ -219,18 +219,11 @@ class VectorRows:
             among: rows, int32 or int64, in no order; the same one may be there more than once.
                 ``None``: all.
         """
-        if among is None or len(self._blocks) == 1:
-            parts = [
-                (coded, start, among)
-                for coded, start in zip(self._blocks, self._starts, strict=True)
-            ]
-        else:
-            rows = np.unique(np.concatenate([NO_ROWS, *among]))
-            parts = [(coded, start, [rows[part]]) for coded, start, part in self._parts(rows)]
         nearest = _NOBODY
-        for coded, start, some in parts:
-            look = Look.of(scan.compare(coded, start, some, query, tests, excluded, count, least))
-            nearest = nearest.followed_by(look, count) if nearest.tried else look
+        for coded, start in zip(self._blocks, self._starts, strict=True):
+            look = Look.of(scan.compare(coded, start, among, query, tests, excluded, count, least))
+            if look.tried:
+                nearest = nearest.followed_by(look, count) if nearest.tried else look
         return nearest
 
     def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:

@@ -39,7 +39,9 @@ def coded_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 )
 def test_narrowing_down_loses_nobody(history: list, first: object, second: object) -> None:
     columns, known = Columns(), {}
+    wanted = Filter([("one", first), ("other", second)])  # type: ignore[list-item]
     for step in history:
+        columns.selector(wanted)  # what is remembered of it must not outlive the step
         if step == "sort":
             columns.keep_sorted(len(known))
         elif step == "take":  # as a compaction does
@@ -50,7 +52,6 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
             given_values = {"one": one, "other": other}
             known[row] = {name: value for name, value in given_values.items() if value is not None}
             columns.put(row, known[row], {})
-    wanted = Filter([("one", first), ("other", second)])  # type: ignore[list-item]
     expected = [
         row
         for row, has in sorted(known.items())
@@ -62,7 +63,7 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
     if few is not None:
         rows = np.unique(np.concatenate([*few.parts, np.empty(0, np.intp)])).astype(np.intp)
         assert rows[Selector(few.tests).places(rows)].tolist() == expected
-        assert len(rows) <= len(few)
+        assert len(rows) <= few.size
 
 
 @given(
@@ -89,10 +90,40 @@ def test_what_somebody_wants_is_known_again(history: list) -> None:
             assert again[name] == same
 
 
+@given(
+    history=st.lists(st.tuples(st.integers(0, 9), conditions | st.just("any")), max_size=20),
+    value=values,
+)
+def test_who_is_accepted_is_asked_anew_after_each_change(history: list, value: object) -> None:
+    columns, known = Columns(), {}
+    for row, wish in history:
+        known[min(row, len(known))] = wish
+        columns.put(min(row, len(known) - 1), {}, {} if wish == "any" else {"one": wish})
+        wanted = Filter(accepted_by={} if value is None else {"one": value})  # type: ignore[dict-item]
+        expected = [
+            row
+            for row, wish in sorted(known.items())
+            if wish == "any" or accepts(wish, value)  # type: ignore[arg-type]
+        ]
+        assert selected(columns, wanted, len(known)) == expected
+
+
+def test_no_more_than_some_conditions_are_remembered() -> None:
+    columns = Columns()
+    columns.put(0, {"n": 1.0}, {"n": (0, 1)})
+    for number in range(1_000):
+        assert selected(columns, Filter([("n", [number, 1])], {"n": number}), 1) == [0] * (
+            number < 2
+        )
+    remembered = columns._attributes["n"]._compiled, columns._preferences["n"]._compiled
+    assert all(0 < len(each) <= 64 for each in remembered)
+
+
 def test_a_selective_condition_is_looked_up() -> None:
     columns = Columns()
     for row in range(10_000):
         columns.put(row, {"city": f"c{row % 500}", "age": row}, {})
+    assert columns.selector(Filter([("city", "c7")])).few is None, "not yet"
     columns.keep_sorted(10_000)
     for where, count in (
         ({"city": "c7"}, 20),
@@ -103,7 +134,7 @@ def test_a_selective_condition_is_looked_up() -> None:
     ):
         few = columns.selector(Filter(list(where.items()))).few
         assert few is not None
-        assert len(few) == count
+        assert few.size == count
         assert len(few.tests) == len(where) - 1
     assert columns.selector(Filter([("age", (0, 9_999))])).few is None
 
@@ -129,6 +160,15 @@ def found(columns: Columns, wanted: Filter) -> tuple[set[int], int]:
     few = columns.selector(wanted).few
     assert few is not None
     return set(np.concatenate(few.parts).tolist()), len(few.tests)
+
+
+def test_room_for_users_of_whom_nothing_is_known() -> None:
+    columns = Columns()
+    columns.put(0, {"n": 1}, {"n": 2})
+    wanted = Filter([("n", [1, None])], {"n": 2})
+    assert selected(columns, wanted, 1) == [0]
+    columns.make_room(5_000)
+    assert selected(columns, wanted, 5_000) == list(range(5_000))
 
 
 def test_an_attribute_that_always_changes_takes_no_more_memory() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vibematch import _scan
+from vibematch import Match, _scan
 
 SOME = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 KINDS = st.lists(st.sampled_from(["mask", "codes", "bounds", "codes or numbers"]), max_size=4)
@@ -76,6 +76,7 @@ def test_what_has_no_direction_is_not_scaled(wrong: float) -> None:
     assert _scan.scale(numbers, np.empty((4, 8), np.float32)) == 2
 
 
+BOUND = st.sampled_from([-np.inf, -1.5, 0, 0.5, 2, 1e300, np.inf])
 NAMES = st.lists(st.none() | st.text(max_size=3), min_size=1, max_size=40)
 SCORES_OF = st.lists(
     st.tuples(st.integers(0, 39), st.sampled_from([-1.5, -1, 0.25, 0.5, 1, 1.5, np.nan]))
@@ -96,7 +97,9 @@ def test_the_best_come_first_and_ties_by_name(
     ]
     best = sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:wanted]
     expected = [pair for pair in best if pair[1] >= least]
-    assert _scan.rank(names, rows, scores, wanted, least) == expected
+    ranked = _scan.rank(names, rows, scores, wanted, least, Match)
+    assert ranked == expected
+    assert all(type(match) is Match for match in ranked)
 
 
 def test_users_who_go_while_they_are_ranked() -> None:
@@ -113,9 +116,18 @@ def test_users_who_go_while_they_are_ranked() -> None:
 
     Bomb()
     scores = np.linspace(1, -1, len(users))
-    ranked = _scan.rank(users, np.arange(len(users)), scores, len(users), -1)
+    ranked = _scan.rank(users, np.arange(len(users)), scores, len(users), -1, Match)
     assert not users, "it went off"
     assert [user for user, _ in ranked] == expected
+
+
+@given(st.lists(st.sampled_from([-np.inf, -1.5, 0, 1, 2, 1e300])), BOUND, BOUND)
+def test_which_of_ascending_numbers_are_within_bounds(
+    numbers: list[float], low: float, high: float
+) -> None:
+    numbers.sort()
+    first, end = _scan.span(np.array(numbers, np.float64), low, high)
+    assert numbers[first:end] == [number for number in numbers if low <= number <= high]
 
 
 FLOATS, CODES = np.ones((4, 8), np.float32), np.ones((4, 8), np.int8)
@@ -140,7 +152,7 @@ def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
         with pytest.raises(IndexError, match="no such row"):
             ask()
     with pytest.raises(IndexError, match="out of range"):
-        _scan.rank(["a"] * 3, rows, np.ones(3), 1, 0)
+        _scan.rank(["a"] * 3, rows, np.ones(3), 1, 0, Match)
     found, *_, tried, kept, _, _ = compare(rows=[rows])
     assert (sorted(np.frombuffer(found, np.intp)), tried, kept) == ([0, 1], 2, 2), "not here"
 
@@ -272,9 +284,9 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
         ],
         *with_arguments(
             _scan.rank,
-            (["a"] * 4, ROWS, SCORES[:2], 1, 0),
-            (["a"] * 4, SCORES, SCORES, 1, 0),
-            (["a"] * 4, ROWS, ROWS, 1, 0),
+            (["a"] * 4, ROWS, SCORES[:2], 1, 0, Match),
+            (["a"] * 4, SCORES, SCORES, 1, 0, Match),
+            (["a"] * 4, ROWS, ROWS, 1, 0, Match),
         ),
         *with_arguments(_scan.encode, (FLOATS, CODES[:3].copy(), SCALES.copy())),
         *with_arguments(
@@ -283,6 +295,7 @@ OUT, SCORES = np.empty(3, np.intp), np.empty(3)
             (np.ones((4, 7)), FLOATS.copy()),
             (FLOATS, FLOATS.copy()),
         ),
+        *with_arguments(_scan.span, (VALUES, 0, 1), (FLOATS, 0, 1)),
         *with_arguments(
             _scan.select,
             ([(YES,)], ROWS, OUT[:2]),
@@ -332,7 +345,10 @@ def test_conditions_that_are_none_are_refused() -> None:
     with pytest.raises(TypeError, match="list of arrays"):
         compare(rows=ROWS)
     with pytest.raises(TypeError, match="a user is text"):
-        _scan.rank(users, ROWS, SCORES, 1, 0)
+        _scan.rank(users, ROWS, SCORES, 1, 0, Match)
+    for no_match in (list, int, Match("a", 1)):
+        with pytest.raises(TypeError, match=r"kind of tuple|must be type"):
+            _scan.rank(["a"] * 4, ROWS, SCORES, 1, 0, no_match)
 
 
 def test_nothing_is_written_that_may_not_be() -> None:
