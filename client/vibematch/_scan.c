@@ -572,7 +572,7 @@ typedef struct {
     const int16_t *query;
     float query_unit, query_error, least;
     Py_ssize_t dim, wanted, most_tried;
-    const uint64_t *named; /* a bit for each user here: who is to be compared; NULL: everybody */
+    uint64_t *named; /* a bit for each user here: who is to be compared; NULL: everybody */
     const Test *tests;
     Py_ssize_t test_count;
     const int64_t *excluded; /* ascending */
@@ -644,16 +644,38 @@ static int make_room(Look *look, Py_ssize_t more)
     return 1;
 }
 
+/* Of some rows from one on, those who were named. */
+static Py_ssize_t find_named(const Look *look, int64_t row, int64_t count, int64_t *found)
+{
+    Py_ssize_t named = 0;
+    int64_t bit = row - look->first, end = bit + count;
+    for (int64_t next; bit < end; bit = next) {
+        next = LESSER((bit / 64 + 1) * 64, end);
+        uint64_t bits = look->named[bit / 64] >> bit % 64;
+        if (next % 64)
+            bits &= ((uint64_t)1 << (next - bit)) - 1;
+        for (; bits; bits &= bits - 1)
+            found[named++] = look->first + bit + __builtin_ctzll(bits);
+    }
+    return named;
+}
+
 /* Who qualifies, of some rows from one on; false without memory. */
 static int find_from(Look *look, int64_t row, int64_t count)
 {
-    look->tried += count;
     for (Py_ssize_t some; count; row += some, count -= some) {
         some = LESSER(count, AT_ONCE);
         if (!make_room(look, some))
             return 0;
         int64_t *found = look->rows + look->found;
-        Py_ssize_t more = find(look->tests, look->test_count, row, some, found);
+        Py_ssize_t more = some;
+        if (look->named) {
+            look->tried += more = find_named(look, row, some, found);
+            more = keep(look->tests, look->test_count, NULL, found, more);
+        } else {
+            look->tried += some;
+            more = find(look->tests, look->test_count, row, some, found);
+        }
         look->found += without(look, found, more);
     }
     return 1;
@@ -762,26 +784,10 @@ static int look_into_lists(Look *look)
     return is_done;
 }
 
-/* Who qualifies of those who were named; false without memory. */
-static int find_named(Look *look)
-{
-    int64_t words = (look->end - look->first + 63) / 64;
-    for (int64_t word = 0; word < words; word++)
-        look->tried += __builtin_popcountll(look->named[word]);
-    if (!make_room(look, look->tried))
-        return 0;
-    for (int64_t word = 0; word < words; word++)
-        for (uint64_t bits = look->named[word]; bits; bits &= bits - 1)
-            look->rows[look->found++] = look->first + word * 64 + __builtin_ctzll(bits);
-    look->found = keep(look->tests, look->test_count, NULL, look->rows, look->found);
-    look->found = without(look, look->rows, look->found);
-    return 1;
-}
-
 /* All the users who are here, or those among them who were named; false without memory. */
 static int compare_all(Look *look)
 {
-    if (look->named ? !find_named(look) : !find_from(look, look->first, look->end - look->first))
+    if (!find_from(look, look->first, look->end - look->first))
         return 0;
     look->near_tried = look->tried;
     look->near_found = look->found;
@@ -848,72 +854,6 @@ enum { VECTORS, CODES_OF, SCALES, QUERY, OUT, ASKED };
     [QUERY] = {.kinds = FLOAT, .dimensions = 1},             \
     [OUT] = {.kinds = ROW, .dimensions = 1}
 
-static int set_question(Look *look, const Array *a)
-{
-    Py_ssize_t count = a[VECTORS].buffer.shape[0], dim = a[QUERY].buffer.shape[0];
-    look->dim = dim;
-    look->end = look->first + count;
-    look->users.codes = a[CODES_OF].buffer.buf;
-    look->users.scales = a[SCALES].buffer.buf;
-    look->excluded = a[OUT].buffer.buf;
-    look->excluded_count = a[OUT].buffer.shape[0];
-    if (a[VECTORS].buffer.shape[1] == dim && a[CODES_OF].buffer.shape[1] == dim &&
-        a[CODES_OF].buffer.shape[0] == count && a[SCALES].buffer.shape[0] == count &&
-        look->wanted >= 1)
-        return 1;
-    PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
-    return 0;
-}
-
-static PyObject *look(PyObject *self, PyObject *arguments)
-{
-    enum { CENTRES = ASKED, CENTRE_SCALES, LIMITS, STARTS, SEEN, ARRAYS };
-    Array a[ARRAYS] = {ASKED_ARRAYS,
-                       [CENTRES] = {.kinds = CODE, .dimensions = 2},
-                       [CENTRE_SCALES] = {.kinds = FLOAT, .dimensions = 1},
-                       [LIMITS] = {.kinds = FLOAT, .dimensions = 1},
-                       [STARTS] = {.kinds = ROW, .dimensions = 1},
-                       [SEEN] = {.kinds = BOOL, .dimensions = 1, .is_written = 1}};
-    Look look = {0};
-    PyObject *conditions, *result = NULL;
-    Py_ssize_t end = PY_SSIZE_T_MAX;
-    Test *tests;
-    if (!PyArg_ParseTuple(arguments, "(OOfOOO)(OOOf)OO!Onfn", &a[CENTRES].source,
-                          &a[CENTRE_SCALES].source, &look.lists.error, &a[LIMITS].source,
-                          &a[STARTS].source, &a[SEEN].source, &a[VECTORS].source,
-                          &a[CODES_OF].source, &a[SCALES].source, &look.users.error,
-                          &a[QUERY].source, &PyList_Type, &conditions, &a[OUT].source,
-                          &look.wanted, &look.least, &look.most_tried) ||
-        !(tests = open_tests(conditions, &look.test_count, &end)))
-        return NULL;
-    if (open_arrays(a, ARRAYS) == 0) {
-        Py_ssize_t lists = a[CENTRES].buffer.shape[0];
-        look.tests = tests;
-        look.lists.codes = a[CENTRES].buffer.buf;
-        look.lists.scales = a[CENTRE_SCALES].buffer.buf;
-        look.list_count = lists;
-        look.limits = a[LIMITS].buffer.buf;
-        look.limit_count = a[LIMITS].buffer.shape[0];
-        look.starts = a[STARTS].buffer.buf;
-        look.seen = a[SEEN].buffer.buf;
-        if (set_question(&look, a)) {
-            if (a[CENTRES].buffer.shape[1] != look.dim ||
-                a[CENTRE_SCALES].buffer.shape[0] != lists ||
-                a[STARTS].buffer.shape[0] != lists + 1 || a[SEEN].buffer.shape[0] != lists ||
-                look.limit_count < 2) {
-                PyErr_SetString(PyExc_ValueError, "the arrays of lists differ in length");
-            } else if (!are_stretches(look.starts, lists, LESSER(end, look.end))) {
-                PyErr_SetString(PyExc_IndexError, "there are no such lists");
-            } else {
-                result = answer(&look, look_into_lists, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
-            }
-        }
-        close_arrays(a, ARRAYS);
-    }
-    close_tests(tests, look.test_count);
-    return result;
-}
-
 /* A bit for each of the rows from one to another, set for those in some arrays: they are in order
  * then, and none is there twice. NULL on errors. */
 static uint64_t *bits_of(PyObject *parts, int64_t first, int64_t end)
@@ -939,6 +879,81 @@ static uint64_t *bits_of(PyObject *parts, int64_t first, int64_t end)
     return bits;
 }
 
+static int set_question(Look *look, const Array *a, PyObject *named)
+{
+    Py_ssize_t count = a[VECTORS].buffer.shape[0], dim = a[QUERY].buffer.shape[0];
+    look->dim = dim;
+    look->end = look->first + count;
+    look->users.codes = a[CODES_OF].buffer.buf;
+    look->users.scales = a[SCALES].buffer.buf;
+    look->excluded = a[OUT].buffer.buf;
+    look->excluded_count = a[OUT].buffer.shape[0];
+    if (a[VECTORS].buffer.shape[1] != dim || a[CODES_OF].buffer.shape[1] != dim ||
+        a[CODES_OF].buffer.shape[0] != count || a[SCALES].buffer.shape[0] != count ||
+        look->wanted < 1) {
+        PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
+        return 0;
+    }
+    if (named == Py_None)
+        return 1;
+    if (!PyList_Check(named)) {
+        PyErr_SetString(PyExc_TypeError, "rows must be a list of arrays, or None");
+        return 0;
+    }
+    look->named = bits_of(named, look->first, look->end);
+    return look->named != NULL;
+}
+
+static PyObject *look(PyObject *self, PyObject *arguments)
+{
+    enum { CENTRES = ASKED, CENTRE_SCALES, LIMITS, STARTS, SEEN, ARRAYS };
+    Array a[ARRAYS] = {ASKED_ARRAYS,
+                       [CENTRES] = {.kinds = CODE, .dimensions = 2},
+                       [CENTRE_SCALES] = {.kinds = FLOAT, .dimensions = 1},
+                       [LIMITS] = {.kinds = FLOAT, .dimensions = 1},
+                       [STARTS] = {.kinds = ROW, .dimensions = 1},
+                       [SEEN] = {.kinds = BOOL, .dimensions = 1, .is_written = 1}};
+    Look look = {0};
+    PyObject *conditions, *named, *result = NULL;
+    Py_ssize_t end = PY_SSIZE_T_MAX;
+    Test *tests;
+    if (!PyArg_ParseTuple(arguments, "(OOfOOO)(OOOf)OOO!Onfn", &a[CENTRES].source,
+                          &a[CENTRE_SCALES].source, &look.lists.error, &a[LIMITS].source,
+                          &a[STARTS].source, &a[SEEN].source, &a[VECTORS].source,
+                          &a[CODES_OF].source, &a[SCALES].source, &look.users.error, &named,
+                          &a[QUERY].source, &PyList_Type, &conditions, &a[OUT].source,
+                          &look.wanted, &look.least, &look.most_tried) ||
+        !(tests = open_tests(conditions, &look.test_count, &end)))
+        return NULL;
+    if (open_arrays(a, ARRAYS) == 0) {
+        Py_ssize_t lists = a[CENTRES].buffer.shape[0];
+        look.tests = tests;
+        look.lists.codes = a[CENTRES].buffer.buf;
+        look.lists.scales = a[CENTRE_SCALES].buffer.buf;
+        look.list_count = lists;
+        look.limits = a[LIMITS].buffer.buf;
+        look.limit_count = a[LIMITS].buffer.shape[0];
+        look.starts = a[STARTS].buffer.buf;
+        look.seen = a[SEEN].buffer.buf;
+        if (set_question(&look, a, named)) {
+            if (a[CENTRES].buffer.shape[1] != look.dim ||
+                a[CENTRE_SCALES].buffer.shape[0] != lists ||
+                a[STARTS].buffer.shape[0] != lists + 1 || a[SEEN].buffer.shape[0] != lists ||
+                look.limit_count < 2) {
+                PyErr_SetString(PyExc_ValueError, "the arrays of lists differ in length");
+            } else if (!are_stretches(look.starts, lists, LESSER(end, look.end))) {
+                PyErr_SetString(PyExc_IndexError, "there are no such lists");
+            } else {
+                result = answer(&look, look_into_lists, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
+            }
+        }
+        free(look.named);
+        close_arrays(a, ARRAYS);
+    }
+    close_tests(tests, look.test_count);
+    return result;
+}
+
 static PyObject *compare(PyObject *self, PyObject *arguments)
 {
     Array a[] = {ASKED_ARRAYS};
@@ -952,19 +967,13 @@ static PyObject *compare(PyObject *self, PyObject *arguments)
         !(tests = open_tests(conditions, &look.test_count, &end)))
         return NULL;
     if (open_arrays(a, ASKED) == 0) {
-        uint64_t *bits = NULL;
         look.tests = tests;
         look.first = first;
         if (first < 0 || first > end - a[VECTORS].buffer.shape[0])
             PyErr_SetString(PyExc_IndexError, "there are no such rows");
-        else if (named != Py_None && !PyList_Check(named))
-            PyErr_SetString(PyExc_TypeError, "rows must be a list of arrays, or None");
-        else if (set_question(&look, a) &&
-                 (named == Py_None || (bits = bits_of(named, look.first, look.end)))) {
-            look.named = bits;
+        else if (set_question(&look, a, named))
             result = answer(&look, compare_all, a[VECTORS].buffer.buf, a[QUERY].buffer.buf);
-        }
-        free(bits);
+        free(look.named);
         close_arrays(a, ASKED);
     }
     close_tests(tests, look.test_count);
@@ -1078,8 +1087,8 @@ static PyMethodDef functions[] = {
     {"span", span, METH_VARARGS, "span(ascending, low, high)"},
     {"select", select_rows, METH_VARARGS, "select(conditions, rows, places)"},
     {"look", look, METH_VARARGS,
-     "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), query, "
-     "conditions, excluded, wanted, least, most_tried)"},
+     "look((centres, scales, error, limits, starts, seen), (vectors, codes, scales, error), rows, "
+     "query, conditions, excluded, wanted, least, most_tried)"},
     {"compare", compare, METH_VARARGS,
      "compare((vectors, codes, scales, error), first, rows, query, conditions, excluded, wanted, "
      "least)"},

@@ -48,6 +48,7 @@ def look(
         _Mask,
     ],
     users: _Users,
+    rows: list[npt.NDArray[np.int32] | _Rows] | None,
     query: npt.NDArray[np.float32],
     conditions: list[Condition],
     excluded: _Rows,

@@ -38,6 +38,7 @@ from vibematch.vectors import (
     VectorRows,
     best_of,
     find_centroids,
+    least_of_best,
     nearest_centroids,
     vector_keys,
 )
@@ -67,6 +68,8 @@ _MOST_TWINS: Final = 16
 More of them (a default avatar, a stock photo) would link to each other and to nobody else, and a
 search that meets them would not get past them.
 """
+_RANKED_PER_MATCH: Final = 4
+"""Sorting so many by name is quicker than leaving all out but the best."""
 _MOST_FREE: Final = 0.25
 _FEW_FREE: Final = 1_000
 
@@ -522,17 +525,20 @@ class HnswIndex:
             share = look.compared / look.tried if look.tried else look.share
             tried = min(look.ahead, self._most_tried(search))
             ahead_us = self._scan_us(tried, share * tried, share)
-            few_us = math.inf if few is None else self._scan_us(few.size, few.size, 0)
+            few_ahead = math.inf if few is None else few.size * look.ahead / users
+            few_us = self._scan_us(few_ahead, few_ahead, 0)
             expected = self._think_of_graph(search, look.share, min(ahead_us, few_us))
             if expected.fetched is not None:
                 found = self._ask_graph(search, expected.fetched, look)
                 if found is not None:
                     return found, Plan("graph", users, look.tried, look.compared, None, *expected)
-            if self._partition is None or few_us < ahead_us:
+            if self._partition is None:
                 return self._compare_all(search, expected)
-            look = self._look_on(look, search, seen)
+            look = self._look_on(look, search, seen, few if few_us < ahead_us else None)
         look = self._with_unsorted(look, search, seen)
-        return self._scanned(look, search, look.tried == len(self._users), expected)
+        went_on = expected is not NOT_THOUGHT_OF
+        is_exact = look.tried == len(self._users) or (went_on and bool(seen.all()))
+        return self._scanned(look, search, is_exact, expected)
 
     def _scan_us(self, tried: float, compared: float, share: float) -> float:
         return planner.scan_us(tried, compared, share, len(self._rows), self._dim)
@@ -574,7 +580,14 @@ class HnswIndex:
             search.vector, tests, search.excluded, search.top_k, search.least, rows
         )
 
-    def _look(self, search: _Search, seen: Mask, most_tried: int, least: float = -math.inf) -> Look:
+    def _look(
+        self,
+        search: _Search,
+        seen: Mask,
+        most_tried: int,
+        least: float = -math.inf,
+        few: Few | None = None,
+    ) -> Look:
         """The nearest of the sorted rows, in lists that were not seen yet.
 
         Args:
@@ -582,6 +595,7 @@ class HnswIndex:
             seen: the lists that were; those that are looked into now are added.
             most_tried: no further list is looked into after so many users.
             least: the least score that is of use, if it is more than what is asked for.
+            few: among whom all are who qualify; nobody else is tried.
         """
         if self._partition is None:
             share = 0.5 if search.is_filtered else 1.0
@@ -589,29 +603,30 @@ class HnswIndex:
         return self._partition.look(
             self._vectors.first_block(),
             search.vector,
-            search.qualifying.tests,
+            search.qualifying.tests if few is None else few.tests,
             search.excluded,
             search.top_k,
             max(least, search.least),
             most_tried,
             seen,
+            None if few is None else few.parts,
         )
 
-    def _look_on(self, look: Look, search: _Search, seen: Mask) -> Look:
+    def _look_on(self, look: Look, search: _Search, seen: Mask, few: Few | None) -> Look:
         """Until it is settled who is nearest, or that takes too long and enough were compared."""
         bound = self._most_tried(search)
         enough = planner.compared_at_least(search.top_k)
         while look.ahead and (look.tried < bound or look.compared < enough):
-            least = float(look.scores.min()) if len(look.rows) >= search.top_k else -math.inf
+            least = least_of_best(look.scores, search.top_k)
             most = bound - look.tried if look.tried < bound else look.tried
-            more = self._look(search, seen, most, least - ROUNDING)
-            look = look.followed_by(more, search.top_k)
+            more = self._look(search, seen, most, least - ROUNDING, few)
+            look = look.followed_by(more)
             if not more.tried:
                 break
         return look
 
     def _most_tried(self, search: _Search) -> int:
-        """After so many a scan stops, unless a few are known, and comparing all is no quicker."""
+        """After so many a scan stops, unless a few are known: comparing all these is no slower."""
         if search.qualifying.few is not None:
             return len(self._users)
         return planner.most_tried(len(self._rows))
@@ -625,7 +640,7 @@ class HnswIndex:
         if not len(rows):
             return look
         more = self._nearest(search, Few([rows], search.qualifying.tests, len(rows)))
-        return look.followed_by(more._replace(ahead=look.ahead), search.top_k)
+        return look.followed_by(more._replace(ahead=look.ahead))
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:
         """The best of the nearest users and of those found; ``None`` if too few qualify."""
@@ -662,7 +677,8 @@ class HnswIndex:
 
     def _matches(self, rows: Rows, scores: Scores, search: _Search) -> list[Match]:
         """The best of some rows whose scores are known."""
-        rows, scores = best_of(rows, scores, search.top_k)
+        if len(rows) > _RANKED_PER_MATCH * search.top_k:
+            rows, scores = best_of(rows, scores, search.top_k)
         return scan.rank(self._users, rows, scores, search.top_k, search.least, Match)
 
     # --- on disk

@@ -11,6 +11,7 @@ graph returns too few, the lists are looked into all the same.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 EXACT_UP_TO: Final = 2_000
@@ -166,6 +167,7 @@ def scan_us(tried: float, compared: float, share: float, users: int, dim: int) -
     return _SCAN_US + _SCAN_US_PER_ROW * tried + _SCAN_US_PER_QUALIFYING * cost * compared
 
 
+@lru_cache(maxsize=16)
 def vector_cost(users: int, dim: int) -> float:
     """What it costs to compare a vector: 1 for 256 dimensions that are in the processor's cache.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -223,7 +224,7 @@ class VectorRows:
         for coded, start in zip(self._blocks, self._starts, strict=True):
             look = Look.of(scan.compare(coded, start, among, query, tests, excluded, count, least))
             if look.tried:
-                nearest = nearest.followed_by(look, count) if nearest.tried else look
+                nearest = nearest.followed_by(look) if nearest.tried else look
         return nearest
 
     def _parts(self, rows: Rows) -> Iterator[tuple[Coded, int, slice]]:
@@ -245,10 +246,13 @@ def _counted_from(start: int, rows: Rows) -> Rows:
 
 def best_of(rows: Rows, scores: Scores, count: int) -> tuple[Rows, Scores]:
     """The rows with the best ``count`` scores, and those that tie with the last."""
-    if len(rows) <= count:
-        return rows, scores
-    keep = scores >= np.partition(scores, -count)[-count] - ROUNDING
+    keep = scores >= least_of_best(scores, count) - ROUNDING
     return rows[keep], scores[keep]
+
+
+def least_of_best(scores: Scores, count: int) -> float:
+    """The last of the best ``count`` scores, if there are so many."""
+    return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -math.inf
 
 
 class Look(NamedTuple):
@@ -278,13 +282,10 @@ class Look(NamedTuple):
         near, theirs = np.frombuffer(rows, np.intp), np.frombuffer(scores)
         return cls(near, theirs, tried, compared, ahead, share)
 
-    def followed_by(self, more: Look, count: int) -> Look:
-        """What was found in these and other rows; ``count`` are wanted."""
-        rows, scores = best_of(
-            np.concatenate([self.rows, more.rows]),
-            np.concatenate([self.scores, more.scores]),
-            count,
-        )
+    def followed_by(self, more: Look) -> Look:
+        """What was found in these and other rows."""
+        rows = np.concatenate([self.rows, more.rows])
+        scores = np.concatenate([self.scores, more.scores])
         tried, compared = self.tried + more.tried, self.compared + more.compared
         return Look(rows, scores, tried, compared, more.ahead, self.share)
 
@@ -357,6 +358,7 @@ class Partition:
         least: float,
         most_tried: int,
         seen: Mask,
+        among: list[npt.NDArray[Any]] | None = None,
     ) -> Look:
         """The nearest to a vector, of those in the lists nearest to it.
 
@@ -369,10 +371,13 @@ class Partition:
             least: the least score of those.
             most_tried: no further list is looked into after so many users.
             seen: lists that were looked into; these are added.
+            among: of these rows only, as in :meth:`VectorRows.nearest`, the others are not tried.
         """
         centres = self._coded
         lists = centres.codes, centres.scales, centres.error, self.limits, self.starts, seen
-        return Look.of(scan.look(lists, coded, query, tests, excluded, count, least, most_tried))
+        return Look.of(
+            scan.look(lists, coded, among, query, tests, excluded, count, least, most_tried)
+        )
 
 
 def list_starts(lists: npt.NDArray[np.uint16], count: int) -> Rows:

@@ -55,6 +55,13 @@ def test_whoever_meets_all_conditions_is_selected(
     expected = starts[0] + np.flatnonzero(meet[starts[0] : starts[2]])
     assert sorted(np.frombuffer(found, np.intp)) == expected.tolist()
     assert (tried, kept) == (starts[2] - starts[0], len(expected))
+    named = [some[: len(some) // 2], some[len(some) // 3 :].astype(np.int32)]
+    found, _, tried, kept, _, _ = look(
+        starts=starts, rows=named, tests=conditions, most=2**40, their_codes=codes, **their
+    )
+    there = np.unique(some[(some >= starts[0]) & (some < starts[2])])
+    assert sorted(np.frombuffer(found, np.intp)) == there[meet[there]].tolist()
+    assert (tried, kept) == (len(there), meet[there].sum())
 
 
 @given(SOME, st.integers(0, 9), st.integers(1, 40), st.sampled_from([1e-150, 1e-9, 1, 1e150]))
@@ -151,6 +158,7 @@ def test_no_memory_is_read_that_is_not_ours(row: int) -> None:
     ):
         with pytest.raises(IndexError, match="no such row"):
             ask()
+    assert look(rows=[rows])[2] == 2, "the third is not here"
     with pytest.raises(IndexError, match="out of range"):
         _scan.rank(["a"] * 3, rows, np.ones(3), 1, 0, Match)
     found, *_, tried, kept, _, _ = compare(rows=[rows])
@@ -181,7 +189,15 @@ LISTS = {
     "seen": np.zeros(2, bool),
 }
 USERS = {"vectors": FLOATS, "codes": CODES, "scales": SCALES, "error": 0.0}
-ASKED = {"query": FLOATS[0], "tests": [(YES,)], "out": NOBODY, "count": 1, "least": 0, "most": 9}
+ASKED = {
+    "rows": None,
+    "query": FLOATS[0],
+    "tests": [(YES,)],
+    "out": NOBODY,
+    "count": 1,
+    "least": 0,
+    "most": 9,
+}
 
 
 def look(**changed: Any) -> Any:
@@ -196,7 +212,7 @@ def look(**changed: Any) -> Any:
 def compare(**changed: Any) -> Any:
     """With some arguments changed."""
     asked = {key: each for key, each in ASKED.items() if key != "most"}
-    arguments = {"users": tuple(USERS.values()), "first": 0, "rows": None, **asked}
+    arguments = {"users": tuple(USERS.values()), "first": 0, **asked}
     return _scan.compare(*{key: changed.get(key, each) for key, each in arguments.items()}.values())
 
 
@@ -342,8 +358,9 @@ def test_conditions_that_are_none_are_refused() -> None:
     for conditions in wrong:
         with pytest.raises(TypeError, match=r"real number|must be list"):
             _scan.select(conditions, ROWS, OUT)
-    with pytest.raises(TypeError, match="list of arrays"):
-        compare(rows=ROWS)
+    for ask in (compare, look):
+        with pytest.raises(TypeError, match="list of arrays"):
+            ask(rows=ROWS)
     with pytest.raises(TypeError, match="a user is text"):
         _scan.rank(users, ROWS, SCORES, 1, 0, Match)
     for no_match in (list, int, Match("a", 1)):
