@@ -421,6 +421,7 @@ def test_only_a_scan_of_many_stops_before_it_is_settled(
         assert plan.scan_us < no_more, "as if it looked at everybody"
     else:
         assert_same(found, styles.index.search_exactly(question))
+        assert plan.tried < 5_000 + plan.scanned, "after a first look, nobody but the few"
     monkeypatch.setattr(planner, "_COMPARED_AT_LEAST", 10_000)
     _, plan = styles.index.search(question)
     if is_bounded:
