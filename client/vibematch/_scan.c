@@ -660,6 +660,14 @@ static Py_ssize_t find_named(const Look *look, int64_t row, int64_t count, int64
     return named;
 }
 
+static int64_t count_named(const Look *look)
+{
+    int64_t count = 0;
+    for (int64_t word = 0; word < (look->end - look->first + 63) / 64; word++)
+        count += __builtin_popcountll(look->named[word]);
+    return count;
+}
+
 /* Who qualifies, of some rows from one on; false without memory. */
 static int find_from(Look *look, int64_t row, int64_t count)
 {
@@ -668,12 +676,11 @@ static int find_from(Look *look, int64_t row, int64_t count)
         if (!make_room(look, some))
             return 0;
         int64_t *found = look->rows + look->found;
-        Py_ssize_t more = some;
+        Py_ssize_t more;
         if (look->named) {
-            look->tried += more = find_named(look, row, some, found);
+            more = find_named(look, row, some, found);
             more = keep(look->tests, look->test_count, NULL, found, more);
         } else {
-            look->tried += some;
             more = find(look->tests, look->test_count, row, some, found);
         }
         look->found += without(look, found, more);
@@ -683,8 +690,10 @@ static int find_from(Look *look, int64_t row, int64_t count)
 
 static int find_in_list(Look *look, int32_t list)
 {
-    if (!find_from(look, look->starts[list], look->starts[list + 1] - look->starts[list]))
+    int64_t size = look->starts[list + 1] - look->starts[list];
+    if (!find_from(look, look->starts[list], size))
         return 0;
+    look->tried += size;
     look->seen[list] = 1;
     if (look->near_tried < NEAR) {
         look->near_tried = look->tried;
@@ -787,8 +796,10 @@ static int look_into_lists(Look *look)
 /* All the users who are here, or those among them who were named; false without memory. */
 static int compare_all(Look *look)
 {
-    if (!find_from(look, look->first, look->end - look->first))
+    int64_t count = look->end - look->first;
+    if (!find_from(look, look->first, count))
         return 0;
+    look->tried = look->named ? count_named(look) : count;
     look->near_tried = look->tried;
     look->near_found = look->found;
     for (Py_ssize_t i = 0; i < look->found; i++)

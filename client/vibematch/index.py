@@ -520,7 +520,11 @@ class HnswIndex:
         ):
             return self._compare_all(search)
         seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
-        look, expected = self._look(search, seen, planner.FIRST_LOOK), NOT_THOUGHT_OF
+        if few is not None and planner.are_sought(few.size, search.top_k, users):
+            look = self._look(search, seen, users, few=few)
+        else:
+            look = self._look(search, seen, planner.FIRST_LOOK)
+        expected = NOT_THOUGHT_OF
         if look.ahead:
             share = look.compared / look.tried if look.tried else look.share
             tried = min(look.ahead, self._most_tried(search))
@@ -536,9 +540,7 @@ class HnswIndex:
                 return self._compare_all(search, expected)
             look = self._look_on(look, search, seen, few if few_us < ahead_us else None)
         look = self._with_unsorted(look, search, seen)
-        went_on = expected is not NOT_THOUGHT_OF
-        is_exact = look.tried == len(self._users) or (went_on and bool(seen.all()))
-        return self._scanned(look, search, is_exact, expected)
+        return self._scanned(look, search, look.tried == len(self._users), expected)
 
     def _scan_us(self, tried: float, compared: float, share: float) -> float:
         return planner.scan_us(tried, compared, share, len(self._rows), self._dim)

@@ -1,11 +1,12 @@
 """How to answer a search: look into the lists nearest to it, and perhaps ask the graph, too.
 
-Where few are known to qualify, these are all compared. Else a look into the nearest lists comes
-first. Where vectors are clusters, as styles are, it is nearly always settled then that there is
-nobody nearer elsewhere. If not, it is known into how many lists one would have to look still, and
-how many of those near the query qualify: the graph, which finds the nearest of all users, has to be
-asked for the more of them the fewer qualify. Whichever is expected to be quicker is done. If the
-graph returns too few, the lists are looked into all the same.
+Where very few are known to qualify, these are all compared, and where they are few, nobody else is
+tried in the lists. Else a look at everybody in the nearest lists comes first. Where vectors are
+clusters, as styles are, it is nearly always settled then that there is nobody nearer elsewhere. If
+not, it is known into how many lists one would have to look still, and how many of those near the
+query qualify: the graph, which finds the nearest of all users, has to be asked for the more of them
+the fewer qualify. Whichever is expected to be quicker is done. If the graph returns too few, the
+lists are looked into all the same.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ COMPARED_AT_ONCE: Final = 200
 FIRST_LOOK: Final = 4_000
 """In the nearest lists so many users are tried before anything else is thought of."""
 
+_SOUGHT: Final = 5_000  # marking them takes time
+_SOUGHT_PER_MATCH: Final = 5
 _EF_SEARCH: Final = 128
 _MANY_USERS: Final = 500_000
 _MARGIN: Final = 2.0
@@ -115,6 +118,11 @@ def ef_search(users: int) -> int:
 def are_compared(few: int, top_k: int, users: int) -> bool:
     """Whether to compare all of a few at once, as that is quick, or a look would find too few."""
     return few <= COMPARED_AT_ONCE or few * FIRST_LOOK < top_k * users
+
+
+def are_sought(few: int, top_k: int, users: int) -> bool:
+    """Whether to try only a few in lists, as a first look would hardly meet enough of them."""
+    return few <= _SOUGHT and few * FIRST_LOOK < _SOUGHT_PER_MATCH * top_k * users
 
 
 def compared_at_least(top_k: int) -> int:

@@ -6,7 +6,7 @@ import mmap
 import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from vibematch.filters import Filter
 from vibematch.index import HnswIndex, Match, Question
 from vibematch.records import UserRow
 from vibematch.snapshot import FILENAME
+from vibematch.vectors import Look, Partition
 
 DIM = 4
 Model = dict[str, np.ndarray]
@@ -421,11 +422,34 @@ def test_only_a_scan_of_many_stops_before_it_is_settled(
         assert plan.scan_us < no_more, "as if it looked at everybody"
     else:
         assert_same(found, styles.index.search_exactly(question))
-        assert plan.tried < 5_000 + plan.scanned, "after a first look, nobody but the few"
     monkeypatch.setattr(planner, "_COMPARED_AT_LEAST", 10_000)
     _, plan = styles.index.search(question)
     if is_bounded:
         assert plan.scanned >= 10_000
+
+
+@pytest.mark.parametrize(("high", "first", "later"), [(0, 1, None), (4, 0, 1), (89, 0, 0)])
+def test_nobody_but_a_few_is_tried_where_they_are_known(
+    styles: Styles, monkeypatch: pytest.MonkeyPatch, high: int, first: bool, later: bool | None
+) -> None:
+    """At once if they are so few, or after a look at everybody in the nearest lists."""
+    only_few: list[bool] = []
+
+    def look(self: Partition, *arguments: Any) -> Look:
+        only_few.append(arguments[-1] is not None)
+        return look_as_ever(self, *arguments)
+
+    look_as_ever = Partition.look
+    monkeypatch.setattr(Partition, "look", look)
+    laters = set()
+    for query in styles.vectors[:20]:
+        only_few.clear()
+        question = Question(query, 10, Filter([("style", list(range(high + 1)))]))
+        found, _ = styles.index.search(question)
+        assert_same(found, styles.index.search_exactly(question))
+        assert only_few[0] == first
+        laters.update(only_few[1:])
+    assert laters == (set() if later is None else {later})
 
 
 def test_so_many_are_returned_as_were_asked_for_also_from_lists(styles: Styles) -> None:

@@ -167,11 +167,11 @@ def test_a_look_finds_the_nearest_in_the_nearest_lists(
     sizes = np.diff(partition.starts)
     new, left = np.flatnonzero(seen & ~before), np.flatnonzero(~seen)
     assert (seen | ~before).all()
+    assert look.tried == sizes[new].sum()
     inside = [np.arange(*partition.starts[[one, one + 1]]) for one in new]
     rows = np.concatenate([*inside, np.empty(0, int)]).astype(int)
     if some is not None:
         rows = rows[np.isin(rows, some)]
-    assert look.tried == len(rows)
     rows = rows[qualifies[rows] & ~np.isin(rows, excluded)]
     assert look.compared == len(rows)
 
