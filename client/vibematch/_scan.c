@@ -573,6 +573,7 @@ typedef struct {
     float query_unit, query_error, least;
     Py_ssize_t dim, wanted, most_tried;
     uint64_t *named; /* a bit for each user here: who is to be compared; NULL: everybody */
+    int64_t named_count;
     const Test *tests;
     Py_ssize_t test_count;
     const int64_t *excluded; /* ascending */
@@ -644,11 +645,13 @@ static int make_room(Look *look, Py_ssize_t more)
     return 1;
 }
 
-/* Of some rows from one on, those who were named. */
-static Py_ssize_t find_named(const Look *look, int64_t row, int64_t count, int64_t *found)
+/* Of some rows from one on, those who were named and qualify; false without memory. */
+static int find_named(Look *look, int64_t row, int64_t count)
 {
+    if (!make_room(look, LESSER(count, look->named_count)))
+        return 0;
+    int64_t *found = look->rows + look->found, bit = row - look->first, end = bit + count;
     Py_ssize_t named = 0;
-    int64_t bit = row - look->first, end = bit + count;
     for (int64_t next; bit < end; bit = next) {
         next = LESSER((bit / 64 + 1) * 64, end);
         uint64_t bits = look->named[bit / 64] >> bit % 64;
@@ -657,32 +660,22 @@ static Py_ssize_t find_named(const Look *look, int64_t row, int64_t count, int64
         for (; bits; bits &= bits - 1)
             found[named++] = look->first + bit + __builtin_ctzll(bits);
     }
-    return named;
-}
-
-static int64_t count_named(const Look *look)
-{
-    int64_t count = 0;
-    for (int64_t word = 0; word < (look->end - look->first + 63) / 64; word++)
-        count += __builtin_popcountll(look->named[word]);
-    return count;
+    named = keep(look->tests, look->test_count, NULL, found, named);
+    look->found += without(look, found, named);
+    return 1;
 }
 
 /* Who qualifies, of some rows from one on; false without memory. */
 static int find_from(Look *look, int64_t row, int64_t count)
 {
+    if (look->named)
+        return find_named(look, row, count);
     for (Py_ssize_t some; count; row += some, count -= some) {
         some = LESSER(count, AT_ONCE);
         if (!make_room(look, some))
             return 0;
         int64_t *found = look->rows + look->found;
-        Py_ssize_t more;
-        if (look->named) {
-            more = find_named(look, row, some, found);
-            more = keep(look->tests, look->test_count, NULL, found, more);
-        } else {
-            more = find(look->tests, look->test_count, row, some, found);
-        }
+        Py_ssize_t more = find(look->tests, look->test_count, row, some, found);
         look->found += without(look, found, more);
     }
     return 1;
@@ -799,7 +792,7 @@ static int compare_all(Look *look)
     int64_t count = look->end - look->first;
     if (!find_from(look, look->first, count))
         return 0;
-    look->tried = look->named ? count_named(look) : count;
+    look->tried = look->named ? look->named_count : count;
     look->near_tried = look->tried;
     look->near_found = look->found;
     for (Py_ssize_t i = 0; i < look->found; i++)
@@ -865,29 +858,35 @@ enum { VECTORS, CODES_OF, SCALES, QUERY, OUT, ASKED };
     [QUERY] = {.kinds = FLOAT, .dimensions = 1},             \
     [OUT] = {.kinds = ROW, .dimensions = 1}
 
-/* A bit for each of the rows from one to another, set for those in some arrays: they are in order
- * then, and none is there twice. NULL on errors. */
-static uint64_t *bits_of(PyObject *parts, int64_t first, int64_t end)
+/* A bit for each user here, set for those in some arrays: they are in order then, and none is there
+ * twice. False on errors. */
+static int set_named(Look *look, PyObject *parts)
 {
-    uint64_t *bits = calloc((end - first) / 64 + 1, sizeof *bits);
-    if (!bits)
-        return (uint64_t *)PyErr_NoMemory();
+    if (!PyList_Check(parts)) {
+        PyErr_SetString(PyExc_TypeError, "rows must be a list of arrays, or None");
+        return 0;
+    }
+    look->named = calloc((look->end - look->first) / 64 + 1, sizeof *look->named);
+    if (!look->named)
+        return PyErr_NoMemory() != NULL;
     for (Py_ssize_t i = 0; i < PyList_Size(parts); i++) {
         Array part = {.source = PyList_GetItem(parts, i), .kinds = ANY_ROW, .dimensions = 1};
-        if (open_arrays(&part, 1) < 0) {
-            free(bits);
-            return NULL;
-        }
+        if (open_arrays(&part, 1) < 0)
+            return 0;
         int is_short = part.buffer.itemsize == sizeof(int32_t);
         const void *rows = part.buffer.buf;
         for (Py_ssize_t j = 0; j < part.buffer.shape[0]; j++) {
             int64_t row = is_short ? ((const int32_t *)rows)[j] : ((const int64_t *)rows)[j];
-            if (row >= first && row < end)
-                bits[(row - first) / 64] |= (uint64_t)1 << (row - first) % 64;
+            if (row < look->first || row >= look->end)
+                continue;
+            uint64_t *word = look->named + (row - look->first) / 64;
+            uint64_t bit = (uint64_t)1 << (row - look->first) % 64;
+            look->named_count += !(*word & bit);
+            *word |= bit;
         }
         close_arrays(&part, 1);
     }
-    return bits;
+    return 1;
 }
 
 static int set_question(Look *look, const Array *a, PyObject *named)
@@ -905,14 +904,7 @@ static int set_question(Look *look, const Array *a, PyObject *named)
         PyErr_SetString(PyExc_ValueError, "the arrays differ in length, or none is wanted");
         return 0;
     }
-    if (named == Py_None)
-        return 1;
-    if (!PyList_Check(named)) {
-        PyErr_SetString(PyExc_TypeError, "rows must be a list of arrays, or None");
-        return 0;
-    }
-    look->named = bits_of(named, look->first, look->end);
-    return look->named != NULL;
+    return named == Py_None || set_named(look, named);
 }
 
 static PyObject *look(PyObject *self, PyObject *arguments)
