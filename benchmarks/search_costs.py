@@ -21,6 +21,7 @@ _SHARES: Final = (0.01, 0.03, 0.1, 0.5, 1.0)
 _TRIED: Final = (4_000, 16_000, 64_000, 256_000)
 _QUERIES: Final = 30
 _TOP_K: Final = 10
+_selector: Final = filters.Columns.selector
 _GRAPH: Final = ("_GRAPH_US", "_GRAPH_US_PER_USER", "_GRAPH_US_OF_FILTER")
 _SCAN: Final = ("_SCAN_US", "_SCAN_US_PER_ROW", "_SCAN_US_PER_QUALIFYING")
 
@@ -58,7 +59,7 @@ def _forced_graph(engine: MatchingEngine, people: People, fetch: int, *, filtere
         patch.object(planner, "FIRST_LOOK", 0),
         patch.object(planner, "scan_us", lambda *_: math.inf),
         patch.object(planner, "fetch_for", lambda *_: fetch),
-        patch.object(filters._Attribute, "narrowed", lambda *_: None),
+        patch.object(filters.Columns, "selector", _selector_without_few),
     ):
         return _median_us(engine, people, where={"lot": (0, LOTS)} if filtered else None)
 
@@ -71,9 +72,13 @@ def _forced_scan(engine: MatchingEngine, people: People, share: float, tried: in
         patch.object(planner, "graph_us", lambda *_, **__: math.inf),
         patch.object(planner, "most_tried", lambda _: 0),
         patch.object(planner, "compared_at_least", lambda _: 0),
-        patch.object(filters._Attribute, "narrowed", lambda *_: None),
+        patch.object(filters.Columns, "selector", _selector_without_few),
     ):
         return _median_us(engine, people, where={"lot": (0, round(share * LOTS) - 1)})
+
+
+def _selector_without_few(columns: filters.Columns, *wanted: Any) -> filters.Selector:
+    return _selector(columns, *wanted)._replace(few=None)
 
 
 def _median_us(engine: MatchingEngine, people: People, **how: Any) -> float:

@@ -126,8 +126,10 @@ def measure(people: People, case: Case, ours: Vibematch, peers: Iterable[Peer]) 
     gc.collect()
     gc.freeze()  # answers are kept: Python would go through all that there is, in anybody's turn
     title = f"{len(people):,} users, {case.name}"
-    seconds = take_turns(contenders, TURNS, title)
-    gc.unfreeze()
+    try:
+        seconds = take_turns(contenders, TURNS, title)
+    finally:
+        gc.unfreeze()
     points = [asking.point(truth, seconds[name]) for name, asking in contenders.items()]
     explained = range(min(len(truth), _EXPLAINED))
     qualifying = [

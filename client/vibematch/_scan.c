@@ -502,7 +502,9 @@ static PyObject *span(PyObject *self, PyObject *arguments)
         return NULL;
     Py_ssize_t count = ascending.buffer.shape[0];
     Py_ssize_t first = first_from(low, ascending.buffer.buf, count);
-    Py_ssize_t end = first_from(nextafter(high, INFINITY), ascending.buffer.buf, count);
+    Py_ssize_t end = count; /* nothing is above infinity */
+    if (high < INFINITY)
+        end = first_from(nextafter(high, INFINITY), ascending.buffer.buf, count);
     close_arrays(&ascending, 1);
     return Py_BuildValue("nn", first, end);
 }
@@ -1020,7 +1022,7 @@ static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
     return named;
 }
 
-/* One of them, of a type of tuples, as that type would be called in Python. */
+/* One of them, of a type of tuples that have nothing but their items, as named tuples have not. */
 static PyObject *as_tuple(PyTypeObject *type, newfunc new_tuple, const Match *match)
 {
     PyObject *score = PyFloat_FromDouble(match->score);

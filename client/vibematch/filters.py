@@ -31,10 +31,11 @@ _FEW_SHARE: Final = 1 / 8
 _SORTED_FROM: Final = 4_096
 _MOST_CODED_NUMBERS: Final = 4_096
 _MOST_COMPILED: Final = 64
-_PLAIN: Final = frozenset({str, int, float, bool, tuple, type(None)})
-"""Types of conditions that are one value, or a range."""
+_MOST_REMEMBERED_CODES: Final = 65_536
+_MOST_REMEMBERED_CHOICES: Final = 1_000
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _MOST_UNSORTED: Final = 0.02
-"""Of all rows; so many are tried one by one with each search that has a selective condition."""
+"""Of all rows; so many are tried one by one when a selective condition is compiled."""
 # Codes of an attribute: missing, some number, then the values seen. Codes of what is preferred:
 # anything, a range of numbers, then the sets of values seen.
 _MISSING: Final = 0
@@ -287,9 +288,16 @@ class _Codes(dict[Any, int]):
 
 
 class _Compiled(dict[Any, Any]):
-    """What conditions were made into lately: apps ask the same ones again and again."""
+    """What conditions were made into lately: apps ask the same ones again and again.
 
-    def remember(self, condition: object, compiled: object) -> None:
+    There is a new one when anything changes: what a search makes meanwhile goes into the old one.
+    """
+
+    def remember(self, condition: object, compiled: object, codes: _Codes) -> None:
+        """Unless it would take much memory: a table of all codes, or many choices."""
+        choices = len(condition) if isinstance(condition, frozenset) else 1
+        if len(codes) > _MOST_REMEMBERED_CODES or choices > _MOST_REMEMBERED_CHOICES:
+            return
         if len(self) >= _MOST_COMPILED:
             self.clear()
         self[condition] = compiled
@@ -312,7 +320,7 @@ class _Attribute:
         self._numbers = np.full(capacity, math.nan)
 
     def grow(self, capacity: int) -> None:
-        self._compiled.clear()
+        self._compiled = self._compiled and _Compiled()
         self._codes = _longer(self._codes, capacity, _MISSING)
         self._numbers = _longer(self._numbers, capacity, math.nan)
 
@@ -334,19 +342,22 @@ class _Attribute:
             return
         self._lookup = _Lookup.of(self._codes[:count], self._numbers[:count])
         self._changed = set()  # read first: a search in between sees too many rows, not too few
-        self._compiled.clear()
+        self._compiled = self._compiled and _Compiled()
 
     def compiled(self, condition: Condition) -> tuple[Test, Few | None]:
         """What tells who meets a condition, and a few among whom these are, if they are few."""
-        is_plain = type(condition) in _PLAIN
-        key = condition if is_plain else _choices(condition)  # lists have no hash
-        known = self._compiled.get(key)
+        if isinstance(condition, tuple):
+            key: object = tuple(condition)
+        else:  # lists have no hash
+            key = condition if type(condition) in _PLAIN else _choices(condition)
+        compiled = self._compiled
+        known = compiled.get(key)
         if known is None:
             if isinstance(condition, tuple):
                 known = self._within(*map(_as_float, condition))
             else:
                 known = self._one_of(_choices(condition))
-            self._compiled.remember(key, known)
+            compiled.remember(key, known, self._code_of)
         return known
 
     def _within(self, low: float, high: float) -> tuple[Test, Few | None]:
@@ -398,7 +409,7 @@ class _Attribute:
         return Few(found, [test] if changed else [], size)
 
     def put(self, row: int, value: Value | None) -> None:
-        self._compiled.clear()
+        self._compiled = self._compiled and _Compiled()
         self._count = max(self._count, row + 1)
         code, number = _MISSING, math.nan
         if isinstance(value, str):
@@ -442,7 +453,7 @@ class _Preference:
         self._high = np.full(capacity, math.inf)
 
     def grow(self, capacity: int) -> None:
-        self._compiled.clear()
+        self._compiled = self._compiled and _Compiled()
         self._codes = _longer(self._codes, capacity, _ANYTHING)
         self._low = _longer(self._low, capacity, -math.inf)
         self._high = _longer(self._high, capacity, math.inf)
@@ -458,7 +469,7 @@ class _Preference:
         return taken
 
     def clear(self, row: int) -> None:
-        self._compiled.clear()
+        self._compiled = self._compiled and _Compiled()
         self._codes[row], self._low[row], self._high[row] = _ANYTHING, -math.inf, math.inf
 
     def put(self, row: int, condition: Condition) -> None:
@@ -489,10 +500,11 @@ class _Preference:
 
     def compiled(self, value: Value | None) -> list[Test]:
         """What tells who accepts a value."""
-        known = self._compiled.get(value)
+        compiled = self._compiled
+        known = compiled.get(value)
         if known is None:
             known = list(self._tests(value))
-            self._compiled.remember(value, known)
+            compiled.remember(value, known, self._code_of)
         return known
 
     def _tests(self, value: Value | None) -> Iterator[Test]:

@@ -521,7 +521,7 @@ class HnswIndex:
             return self._compare_all(search)
         seen = np.zeros(0 if self._partition is None else len(self._partition), bool)
         if few is not None and planner.are_sought(few.size, search.top_k, users):
-            look = self._look(search, seen, users, few=few)
+            look = self._look(search, seen, len(self._users), few=few)
         else:
             look = self._look(search, seen, planner.FIRST_LOOK)
         expected = NOT_THOUGHT_OF
@@ -529,8 +529,9 @@ class HnswIndex:
             share = look.compared / look.tried if look.tried else look.share
             tried = min(look.ahead, self._most_tried(search))
             ahead_us = self._scan_us(tried, share * tried, share)
-            few_ahead = math.inf if few is None else few.size * look.ahead / users
-            few_us = self._scan_us(few_ahead, few_ahead, 0)
+            few_us = math.inf
+            if few is not None:
+                few_us = self._scan_us(few.size, few.size * look.ahead / users, 0)
             expected = self._think_of_graph(search, look.share, min(ahead_us, few_us))
             if expected.fetched is not None:
                 found = self._ask_graph(search, expected.fetched, look)
@@ -573,13 +574,13 @@ class HnswIndex:
         plan = Plan("scan", len(self._rows), look.tried, look.compared, qualifying, *expected)
         return self._matches(look.rows, look.scores, search), plan
 
-    def _nearest(self, search: _Search, few: Few | None) -> Look:
-        """The nearest of all rows, or of a few, in no order."""
+    def _nearest(self, search: _Search, few: Few | None, first: int = 0) -> Look:
+        """The nearest of all rows from one on, or of a few, in no order."""
         tests, rows = search.qualifying.tests, None
         if few is not None:
             tests, rows = few.tests, few.parts
         return self._vectors.nearest(
-            search.vector, tests, search.excluded, search.top_k, search.least, rows
+            search.vector, tests, search.excluded, search.top_k, search.least, rows, first
         )
 
     def _look(
@@ -628,7 +629,7 @@ class HnswIndex:
         return look
 
     def _most_tried(self, search: _Search) -> int:
-        """After so many a scan stops, unless a few are known: comparing all these is no slower."""
+        """After so many a scan stops; never where few are known to qualify: these take little."""
         if search.qualifying.few is not None:
             return len(self._users)
         return planner.most_tried(len(self._rows))
@@ -641,7 +642,8 @@ class HnswIndex:
         rows = np.flatnonzero(np.append(seen, True)[unsorted]) + self._sorted_rows
         if not len(rows):
             return look
-        more = self._nearest(search, Few([rows], search.qualifying.tests, len(rows)))
+        few = Few([rows], search.qualifying.tests, len(rows))
+        more = self._nearest(search, few, self._sorted_rows)
         return look.followed_by(more._replace(ahead=look.ahead))
 
     def _ask_graph(self, search: _Search, fetch: int, look: Look) -> list[Match] | None:

@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     Attributes:
         strategy: what gave the answer, but for users whom a first look into lists found.
         users: how many users there are.
-        tried: how many of them a scan tried the filter on.
+        tried: among how many of them a scan looked.
         scanned: how many of these qualify: a scan compared them.
         qualifying: how many users qualify, where all were tried. Then the answer is exact.
         fetched: how many users the graph was asked for, if it was asked.

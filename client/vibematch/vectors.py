@@ -208,6 +208,7 @@ class VectorRows:
         count: int,
         least: float,
         among: list[npt.NDArray[Any]] | None = None,
+        first: int = 0,
     ) -> Look:
         """The nearest to a vector, of all rows or of some.
 
@@ -219,9 +220,14 @@ class VectorRows:
             least: the least score of those.
             among: rows, int32 or int64, in no order; the same one may be there more than once.
                 ``None``: all.
+            first: no rows below this one.
         """
         nearest = _NOBODY
         for coded, start in zip(self._blocks, self._starts, strict=True):
+            if start < first:
+                coded, start = coded.part(slice(first - start, None)), first
+                if not len(coded.vectors):
+                    continue
             look = Look.of(scan.compare(coded, start, among, query, tests, excluded, count, least))
             if look.tried:
                 nearest = nearest.followed_by(look) if nearest.tried else look

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,7 +110,16 @@ def test_who_is_accepted_is_asked_anew_after_each_change(history: list, value: o
         assert selected(columns, wanted, len(known)) == expected
 
 
-def test_no_more_than_some_conditions_are_remembered() -> None:
+def test_a_named_pair_is_a_range_and_a_list_is_none() -> None:
+    columns, pair = Columns(), NamedTuple("Pair", [("low", int), ("high", int)])(18, 30)
+    for row, age in enumerate((18, 25, 30)):
+        columns.put(row, {"age": age}, {})
+    for _ in range(2):
+        assert selected(columns, Filter([("age", [18, 30])]), 3) == [0, 2]
+        assert selected(columns, Filter([("age", pair)]), 3) == [0, 1, 2]
+
+
+def test_no_more_than_some_conditions_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = Columns()
     columns.put(0, {"n": 1.0}, {"n": (0, 1)})
     for number in range(1_000):
@@ -117,6 +128,12 @@ def test_no_more_than_some_conditions_are_remembered() -> None:
         )
     remembered = columns._attributes["n"]._compiled, columns._preferences["n"]._compiled
     assert all(0 < len(each) <= 64 for each in remembered)
+    columns.put(0, {"n": 1.0}, {"n": {1.0}})
+    assert selected(columns, Filter([("n", list(range(1_001)))]), 1) == [0]
+    monkeypatch.setattr(vibematch.filters, "_MOST_REMEMBERED_CODES", 0)
+    assert selected(columns, Filter([("n", 1)], {"n": 1}), 1) == [0]
+    remembered = columns._attributes["n"]._compiled, columns._preferences["n"]._compiled
+    assert not any(remembered), "they would take much"
 
 
 def test_a_selective_condition_is_looked_up() -> None:

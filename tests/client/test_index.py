@@ -228,6 +228,44 @@ def test_who_is_gone_does_not_qualify() -> None:
             assert_same(index.search(question)[0], brute_force(theirs, query, 20))
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_few_in_lists_and_who_came_changed_or_went_since(
+    monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    monkeypatch.setattr(planner, "COMPARED_AT_ONCE", 0)
+    monkeypatch.setattr(planner, "_SOUGHT", 5_000 if at_once else 0)
+    monkeypatch.setattr(planner, "FIRST_LOOK", 1_000)
+    monkeypatch.setattr(planner, "graph_us", lambda *_, **__: math.inf)
+    index, model = filled(6_000)  # random: all lists have to be looked into
+    ages = {name: int(name[-5:]) % 100 for name in model}
+
+    def change(numbers: Iterable[int], revision: int) -> None:
+        rows = [row(n + 1, f"user_{n:05d}", revision, age=n // 7 % 100) for n in numbers]
+        ages.update({user.user_id: int(user.attributes["age"]) for user in rows})
+        vectors = unit_rows(len(rows), seed=revision)
+        put(index, rows, vectors)
+        if revision > 1:
+            model.update(zip([user.user_id for user in rows], vectors, strict=True))
+
+    change(range(0, 500, 5), 1)  # other ages only
+    change(range(250, 300), 2)
+    change(range(6_000, 6_050), 3)  # of whom there is more than one block of vectors now
+    delete(index, *(gone := [f"user_{n:05d}" for n in range(3, 6_050, 11)]))
+    for name in gone:
+        del model[name]
+    for age, query in zip((0, 7, 42, 57), unit_rows(4, seed=9), strict=True):
+        theirs = {name: vector for name, vector in model.items() if ages[name] == age}
+        exclude = names(brute_force(theirs, query, 5))[::2]
+        for wanted in (age, (age, age), [age, 1_000]):
+            asked = Question(query, 5, Filter([("age", wanted)]), exclude, 0.1)
+            found, plan = index.search(asked)
+            expected = [each for each in brute_force(theirs, query, 5, exclude) if each.score > 0.1]
+            assert_same(found, expected)
+            assert plan.tried > 1_000, "in lists, though it are only a few"
+            all_of_them = len(theirs.keys() - exclude)
+            assert plan.scanned == (plan.qualifying or plan.scanned) <= all_of_them
+
+
 # --- plans
 
 

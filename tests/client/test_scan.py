@@ -128,7 +128,7 @@ def test_users_who_go_while_they_are_ranked() -> None:
     assert [user for user, _ in ranked] == expected
 
 
-@given(st.lists(st.sampled_from([-np.inf, -1.5, 0, 1, 2, 1e300])), BOUND, BOUND)
+@given(st.lists(st.sampled_from([-np.inf, -1.5, 0, 1, 2, 1e300, np.inf])), BOUND, BOUND)
 def test_which_of_ascending_numbers_are_within_bounds(
     numbers: list[float], low: float, high: float
 ) -> None:

@@ -77,9 +77,11 @@ def test_the_nearest_and_who_ties_with_them(
     parts = [part.astype(rng.choice(["i4", "i8"])) for part in parts]
     among = None if rng.random() < 0.2 else parts
     floor = -np.inf if floor is None else floor
-    look = rows.nearest(query, [(qualifies,)], excluded, count, floor, among)
+    first = int(rng.choice([0, rng.integers(0, 601)]))
+    look = rows.nearest(query, [(qualifies,)], excluded, count, floor, among, first)
 
     there = np.arange(600) if among is None else np.unique(some)
+    there = there[there >= first]
     wanted = there[qualifies[there] & ~np.isin(there, excluded)]
     assert (look.tried, look.compared, look.ahead) == (len(there), len(wanted), 0)
     exact = vectors.astype(np.float64) @ query
