@@ -153,8 +153,8 @@ class Columns:
                 tests += preference.compiled(wanted.accepted_by.get(name))
         if alive is not None:
             tests.append((alive,))
-        others = [test for test in tests if test is not sought]
-        if fewest is not None and others:
+        if fewest is not None and len(tests) > 1:
+            others = [test for test in tests if test is not sought]
             fewest = fewest._replace(tests=fewest.tests + others)
         return Selector(tests, fewest)
 
@@ -361,16 +361,24 @@ class _Attribute:
         return known
 
     def _within(self, low: float, high: float) -> tuple[Test, Few | None]:
+        changed, lookup = self._changed, self._lookup  # in this order: see keep_sorted
         test = self._numbers, low, high
-        return test, self._narrowed(test, [], [(low, high)])
+        if lookup is None:
+            return test, None
+        return test, self._narrowed(test, [lookup.between(low, high)], lookup.rows, changed)
 
     def _one_of(self, choices: frozenset[Value | None]) -> tuple[Test, Few | None]:
+        changed, lookup = self._changed, self._lookup
         codes = [_MISSING] if None in choices else []
         codes += [self._code_of.get(one, _NOBODY) for one in choices if isinstance(one, str)]
         numbers = [one for one in choices if not (one is None or isinstance(one, str))]
         amounts = sorted(set(map(_as_float, numbers)))  # two of them may be one as float64
         test = self._test(codes, amounts)
-        return test, self._narrowed(test, codes, [(amount, amount) for amount in amounts])
+        if lookup is None or len(codes) + len(amounts) > _FEW:
+            return test, None
+        found = [lookup.with_code(code) for code in codes]
+        found += [lookup.between(amount, amount) for amount in amounts]
+        return test, self._narrowed(test, found, lookup.rows, changed)
 
     def _test(self, codes: list[int], amounts: list[float]) -> Test:
         if self._coded_numbers >= 0:
@@ -383,26 +391,21 @@ class _Attribute:
         return self._codes, allowed, self._numbers, np.array(amounts)
 
     def _narrowed(
-        self, test: Test, codes: list[int], ranges: list[tuple[float, float]]
+        self, test: Test, found: list[Column], known: int, changed: set[int]
     ) -> Few | None:
         """Rows among which all are that pass a test, ``None`` if these are many.
 
         Args:
             test: is left to try on them only if some may not pass it.
-            codes: the test lets pass who has one of these,
-            ranges: or a number in one of these, ends included.
+            found: those of the first rows that passed it when these were sorted.
+            known: how many rows these are.
+            changed: those of them that hold something else since.
         """
-        changed = self._changed
-        lookup = self._lookup
-        if lookup is None or len(codes) + len(ranges) > _FEW:
-            return None
-        found: list[Column] = [lookup.with_code(code) for code in codes]
-        found += [lookup.between(low, high) for low, high in ranges]
         size = sum(map(len, found))
-        if size > min(_FEW_ROWS, _FEW_SHARE * lookup.rows):
+        if size > min(_FEW_ROWS, _FEW_SHARE * known):
             return None
-        if changed or self._count > lookup.rows:
-            unsorted = np.arange(lookup.rows, self._count)
+        if changed or self._count > known:
+            unsorted = np.arange(known, self._count)
             others = np.concatenate([np.fromiter(changed, np.intp), unsorted])
             found.append(others[_places([test], others)])
             size += len(found[-1])

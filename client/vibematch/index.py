@@ -109,7 +109,7 @@ class _Search(NamedTuple):
         vector: unit vector, float32, ``[dim]``.
         top_k: how many users to return, at most.
         least: the least score of a match.
-        is_filtered: whether not everybody qualifies.
+        wanted: what they have to be.
         qualifying: tells who meets the filter, and is not gone.
         excluded: rows to leave out, ascending.
     """
@@ -117,7 +117,7 @@ class _Search(NamedTuple):
     vector: Vector
     top_k: int
     least: float
-    is_filtered: bool
+    wanted: Filter
     qualifying: Selector
     excluded: Rows
 
@@ -502,15 +502,18 @@ class HnswIndex:
 
     def _in_rows(self, question: Question) -> _Search:
         wanted = question.wanted
-        excluded = [self._rows[name] for name in question.exclude if name in self._rows]
+        rows, excluded = self._rows, NO_ROWS
+        if question.exclude:
+            places = [rows[name] for name in question.exclude if name in rows]
+            excluded = np.array(sorted(places), np.intp)
         everybody_lives = len(self._rows) == len(self._users)  # most often: one test fewer
         return _Search(
             question.vector,
             question.top_k,
             question.min_score - ROUNDING,
-            bool(wanted),
+            wanted,
             self._columns.selector(wanted, None if everybody_lives else self._alive),
-            np.array(sorted(excluded), np.intp) if excluded else NO_ROWS,
+            excluded,
         )
 
     def _search(self, search: _Search) -> tuple[list[Match], Plan]:
@@ -554,11 +557,11 @@ class HnswIndex:
             share: about how many of those nearest to the query qualify, in (0, 1].
             scan_us: expected microseconds of a scan.
         """
-        users, share = len(self._rows), share if search.is_filtered else 1.0
+        users, share = len(self._rows), share if search.wanted else 1.0
         fetch = planner.fetch_for(search.top_k + len(search.excluded), share)
-        if search.is_filtered:  # costs no more, and more of them qualify
+        if search.wanted:  # costs no more, and more of them qualify
             fetch = max(fetch, min(planner.ef_search(users), users // 4))
-        graph_us = planner.graph_us(fetch, users, self._dim, is_filtered=search.is_filtered)
+        graph_us = planner.graph_us(fetch, users, self._dim, is_filtered=bool(search.wanted))
         return Expected(fetch if graph_us < scan_us else None, graph_us, scan_us)
 
     def _compare_all(
@@ -601,7 +604,7 @@ class HnswIndex:
             few: among whom all are who qualify; nobody else is tried.
         """
         if self._partition is None:
-            share = 0.5 if search.is_filtered else 1.0
+            share = 0.5 if search.wanted else 1.0
             return Look(NO_ROWS, np.empty(0), 0, 0, len(self._users), share)
         return self._partition.look(
             self._vectors.first_block(),
@@ -658,7 +661,7 @@ class HnswIndex:
         complete = scores[-1] < search.least
         if self._outside:
             rows, scores = self._with_twins(rows, scores, search.vector)
-        if search.is_filtered:
+        if search.wanted:
             places = search.qualifying.places(rows)
             rows, scores = rows[places], scores[places]
         if len(search.excluded):
