@@ -91,6 +91,29 @@ static void rough_scores(const int8_t *codes, const float *scales, const int16_t
     }
 }
 
+/* The same for all rows: of four at a time, the query is read but once. */
+BY_PROCESSOR
+static void all_rough_scores(const int8_t *codes, const float *scales, const int16_t *query,
+                             float query_unit, Py_ssize_t dim, Py_ssize_t count, float *scores)
+{
+    Py_ssize_t row = 0;
+    for (; row + 4 <= count; row += 4, codes += 4 * dim) {
+        int32_t a = 0, b = 0, c = 0, d = 0;
+        for (Py_ssize_t i = 0; i < dim; i++) {
+            a += codes[i] * query[i];
+            b += codes[dim + i] * query[i];
+            c += codes[2 * dim + i] * query[i];
+            d += codes[3 * dim + i] * query[i];
+        }
+        scores[row] = query_unit * scales[row] * a;
+        scores[row + 1] = query_unit * scales[row + 1] * b;
+        scores[row + 2] = query_unit * scales[row + 2] * c;
+        scores[row + 3] = query_unit * scales[row + 3] * d;
+    }
+    for (; row < count; row++, codes += dim)
+        scores[row] = query_unit * scales[row] * dot_code(codes, query, dim);
+}
+
 BY_PROCESSOR
 static void exact_scores(const float *vectors, const float *query, Py_ssize_t dim,
                          const int64_t *rows, Py_ssize_t count, double *scores)
@@ -544,22 +567,54 @@ static PyObject *select_rows(PyObject *self, PyObject *arguments)
 
 /* --- lists */
 
-typedef struct {
-    float score;
-    int32_t number;
-} List;
+/* Scores of lists, in groups, and the best of each group: who wants the best of all need not look at
+ * many. One that was taken has a score below all others. */
+enum { GROUP = 32 };
 
-/* The list with the best score on top. */
-INLINE void sink_list(List *heap, Py_ssize_t size, Py_ssize_t place)
+typedef struct {
+    float *scores, *best;
+    Py_ssize_t groups;
+} Order;
+
+INLINE float best_of_group(const float *scores)
 {
-    List list = heap[place];
-    for (Py_ssize_t child; (child = 2 * place + 1) < size; place = child) {
-        child += child + 1 < size && heap[child + 1].score > heap[child].score;
-        if (heap[child].score <= list.score)
-            break;
-        heap[place] = heap[child];
-    }
-    heap[place] = list;
+    float lanes[LANES], best = -INFINITY;
+    empty(lanes, LANES);
+    for (int i = 0; i < GROUP; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            lanes[lane] = GREATER(scores[i + lane], lanes[lane]);
+    for (int lane = 0; lane < LANES; lane++)
+        best = GREATER(lanes[lane], best);
+    return best;
+}
+
+BY_PROCESSOR
+static void find_best(Order *order)
+{
+    for (Py_ssize_t group = 0; group < order->groups; group++)
+        order->best[group] = best_of_group(order->scores + group * GROUP);
+}
+
+static float best_score(const Order *order)
+{
+    float best = -INFINITY;
+    for (Py_ssize_t group = 0; group < order->groups; group++)
+        best = GREATER(order->best[group], best);
+    return best;
+}
+
+/* The list that has the best score, which is not offered again. */
+static Py_ssize_t take(Order *order, float best)
+{
+    Py_ssize_t group = 0;
+    while (order->best[group] != best)
+        group++;
+    Py_ssize_t list = group * GROUP;
+    while (order->scores[list] != best)
+        list++;
+    order->scores[list] = -INFINITY;
+    order->best[group] = best_of_group(order->scores + group * GROUP);
+    return list;
 }
 
 /* Coded vectors. */
@@ -683,7 +738,7 @@ static int find_from(Look *look, int64_t row, int64_t count)
     return 1;
 }
 
-static int find_in_list(Look *look, int32_t list)
+static int find_in_list(Look *look, Py_ssize_t list)
 {
     int64_t size = look->starts[list + 1] - look->starts[list];
     if (!find_from(look, look->starts[list], size))
@@ -709,33 +764,28 @@ static void compare_found(Look *look)
 
 /* Lists that were not seen, the nearest first, until who is in the next ones is not near enough.
  * False without memory. */
-static int walk(Look *look, List *heap, int64_t *numbers, float *scores)
+static int walk(Look *look, Order *order)
 {
-    Py_ssize_t size = 0;
-    for (Py_ssize_t i = 0; i < look->list_count; i++)
-        numbers[i] = i;
-    rough_scores(look->lists.codes, look->lists.scales, look->query, look->query_unit, look->dim,
-                 numbers, look->list_count, scores);
-    for (int32_t i = 0; i < look->list_count; i++)
-        if (!look->seen[i])
-            heap[size++] = (List){scores[i], i};
-    for (Py_ssize_t place = size / 2; place--;)
-        sink_list(heap, size, place);
+    for (Py_ssize_t list = 0; list < order->groups * GROUP; list++)
+        if (list >= look->list_count || look->seen[list])
+            order->scores[list] = -INFINITY;
+    find_best(order);
     empty(look->heap, look->wanted);
-    while (size && look->tried < look->most_tried &&
-           limit_of(look, heap[0].score) >= worth_finding(look)) {
-        if (!find_in_list(look, heap[0].number))
+    float best = best_score(order);
+    while (best > -INFINITY && look->tried < look->most_tried &&
+           limit_of(look, best) >= worth_finding(look)) {
+        if (!find_in_list(look, take(order, best)))
             return 0;
-        heap[0] = heap[--size];
-        sink_list(heap, size, 0);
         if (look->found - look->compared >= BATCH || look->compared < look->wanted)
             compare_found(look);
+        best = best_score(order);
     }
     compare_found(look);
-    int is_settled = !size || limit_of(look, heap[0].score) < worth_finding(look);
-    for (Py_ssize_t i = 0; i < size && !is_settled; i++)
-        if (limit_of(look, heap[i].score) >= worth_finding(look))
-            look->ahead += look->starts[heap[i].number + 1] - look->starts[heap[i].number];
+    int is_settled = best == -INFINITY || limit_of(look, best) < worth_finding(look);
+    for (Py_ssize_t list = 0; list < look->list_count && !is_settled; list++)
+        if (order->scores[list] > -INFINITY &&
+            limit_of(look, order->scores[list]) >= worth_finding(look))
+            look->ahead += look->starts[list + 1] - look->starts[list];
     return 1;
 }
 
@@ -778,13 +828,15 @@ static void keep_nearest(Look *look, double *exact)
 
 static int look_into_lists(Look *look)
 {
-    List *heap = malloc((look->list_count + 1) * sizeof *heap);
-    int64_t *numbers = calloc(look->list_count + 1, sizeof *numbers);
-    float *scores = malloc((look->list_count + 1) * sizeof *scores);
-    int is_done = heap && numbers && scores && walk(look, heap, numbers, scores);
-    free(heap);
-    free(numbers);
-    free(scores);
+    Order order = {.groups = look->list_count / GROUP + 1};
+    order.scores = malloc(order.groups * (GROUP + 1) * sizeof *order.scores);
+    if (!order.scores)
+        return 0;
+    order.best = order.scores + order.groups * GROUP;
+    all_rough_scores(look->lists.codes, look->lists.scales, look->query, look->query_unit,
+                     look->dim, look->list_count, order.scores);
+    int is_done = walk(look, &order);
+    free(order.scores);
     return is_done;
 }
 
