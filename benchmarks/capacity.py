@@ -328,7 +328,9 @@ def main() -> None:
     parser = harness.arguments(__doc__, "capacity")
     parser.add_argument("--members", type=float, help="default: 5 thousand, 1 and 100 million")
     parser.add_argument("--photos-each", type=float, help=f"default: {PHOTOS_EACH:g}")
-    parser.add_argument("--sign-ups-a-day", type=float, help=f"default: {SIGN_UPS_A_DAY:.1%}")
+    parser.add_argument(
+        "--sign-ups-a-day", type=float, help=f"default: {100 * SIGN_UPS_A_DAY:g} %% of members"
+    )
     parser.add_argument("--matches-a-day", type=float, help=f"default: {MATCHES_A_DAY:g} a member")
     parser.add_argument("--peak-factor", type=float, help=f"default: {PEAK_FACTOR:g}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of measured figures")
