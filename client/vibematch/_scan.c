@@ -526,7 +526,7 @@ static PyObject *span(PyObject *self, PyObject *arguments)
     Py_ssize_t count = ascending.buffer.shape[0];
     Py_ssize_t first = first_from(low, ascending.buffer.buf, count);
     Py_ssize_t end = count; /* nothing is above infinity */
-    if (high < INFINITY)
+    if (high != INFINITY)
         end = first_from(nextafter(high, INFINITY), ascending.buffer.buf, count);
     close_arrays(&ascending, 1);
     return Py_BuildValue("nn", first, end);
@@ -568,7 +568,7 @@ static PyObject *select_rows(PyObject *self, PyObject *arguments)
 /* --- lists */
 
 /* Scores of lists, in groups, and the best of each group: who wants the best of all need not look at
- * many. One that was taken has a score below all others. */
+ * many. One that is not offered, or not any more, has a score below all others. */
 enum { GROUP = 32 };
 
 typedef struct {
@@ -1074,7 +1074,7 @@ static Py_ssize_t name_rows(PyObject *users, const Array *a, Match *matches)
     return named;
 }
 
-/* One of them, of a type of tuples that have nothing but their items, as named tuples have not. */
+/* One of them, of a type that has nothing but its items, such as a named tuple. */
 static PyObject *as_tuple(PyTypeObject *type, newfunc new_tuple, const Match *match)
 {
     PyObject *score = PyFloat_FromDouble(match->score);

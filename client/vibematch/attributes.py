@@ -105,16 +105,14 @@ def _check_value(name: str, value: object) -> None:
 
 
 def _check_range(name: str, bounds: tuple[object, ...]) -> None:
-    low, high = bounds if len(bounds) == 2 else (math.nan, math.nan)
-    if not (isinstance(low, (int, float)) and isinstance(high, (int, float))) or (
-        low != low or high != high
-    ):
+    numbers = [bound for bound in bounds if isinstance(bound, (int, float)) and bound == bound]
+    if len(bounds) != 2 or len(numbers) != 2:
         raise InputError(
             f"the range for {name!r} must be (low, high), two numbers (one-of is a list), got "
-            f"{bounds!r}"
+            f"{tuple(map(as_bound, bounds))!r}"  # type: ignore[arg-type]
         )
+    low, high = map(as_bound, numbers)
     if low > high:
-        low, high = as_bound(low), as_bound(high)
         raise InputError(f"the range for {name!r} is upside down: {low} is above {high}")
 
 

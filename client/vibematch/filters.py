@@ -290,7 +290,8 @@ class _Codes(dict[Any, int]):
 class _Compiled(dict[Any, Any]):
     """What conditions were made into lately: apps ask the same ones again and again.
 
-    There is a new one when anything changes: what a search makes meanwhile goes into the old one.
+    There is a new one when rows were sorted: what a search makes meanwhile goes into the old one.
+    Other changes exclude searches.
     """
 
     def remember(self, condition: object, compiled: object, codes: _Codes) -> None:
@@ -342,7 +343,7 @@ class _Attribute:
             return
         self._lookup = _Lookup.of(self._codes[:count], self._numbers[:count])
         self._changed = set()  # read first: a search in between sees too many rows, not too few
-        self._compiled = self._compiled and _Compiled()
+        self._compiled = _Compiled()
 
     def compiled(self, condition: Condition) -> tuple[Test, Few | None]:
         """What tells who meets a condition, and a few among whom these are, if they are few."""

@@ -503,7 +503,7 @@ class HnswIndex:
     def _in_rows(self, question: Question) -> _Search:
         wanted = question.wanted
         rows, excluded = self._rows, NO_ROWS
-        if question.exclude:
+        if len(question.exclude):
             places = [rows[name] for name in question.exclude if name in rows]
             excluded = np.array(sorted(places), np.intp)
         everybody_lives = len(self._rows) == len(self._users)  # most often: one test fewer

@@ -15,7 +15,7 @@ def test_a_script_tells_how_it_is_used(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "1")  # some scripts set them; they are gone afterwards
     main = importlib.import_module(script).main
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])

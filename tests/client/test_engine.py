@@ -87,6 +87,8 @@ def test_filters_and_exclusions(people: MatchingEngine) -> None:
     assert names(people.search("anna", where={"age": [35, 40]})) == ["cora", "dan"]
     assert names(people.search("anna", exclude=["ben", "nobody"])) == ["cora", "dan"]
     assert names(people.search("anna", top_k=1, where={"gender": "M"}, exclude={"ben"})) == ["dan"]
+    vector = people.photos("anna")[0].vector
+    assert "ben" not in names(people.search(vector=vector, exclude=np.array(["ben", "nobody"])))
     assert people.search("anna", where={"gender": "X"}) == []
 
 
@@ -105,6 +107,12 @@ def test_filters_and_exclusions(people: MatchingEngine) -> None:
         ({"vector": [float("nan")] * 8}, "no direction"),
         ({"vector": ["a"] * 8}, "must be 8 numbers"),
         ({"user_id": "anna", "where": {"age": (3, 1)}}, "upside down"),
+        (
+            {"user_id": "anna", "where": {"age": (10**5_000,)}},
+            r"must be \(low, high\).*got \(inf,\)",
+        ),
+        ({"user_id": "anna", "where": {"age": (1, "a")}}, r"must be \(low, high\)"),
+        ({"user_id": "anna", "where": {"age": (1, float("nan"))}}, r"must be \(low, high\)"),
     ],
 )
 def test_senseless_searches(people: MatchingEngine, arguments: Any, message: str) -> None:

@@ -141,7 +141,9 @@ def test_a_selective_condition_is_looked_up() -> None:
     for row in range(10_000):
         columns.put(row, {"city": f"c{row % 500}", "age": row}, {})
     assert columns.selector(Filter([("city", "c7")])).few is None, "not yet"
+    before = columns._attributes["age"]._compiled  # of a search that goes on meanwhile
     columns.keep_sorted(10_000)
+    assert columns._attributes["age"]._compiled is not before
     for where, count in (
         ({"city": "c7"}, 20),
         ({"age": (10, 29)}, 20),

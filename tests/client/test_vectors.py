@@ -135,7 +135,7 @@ def test_equal_vectors_have_equal_scores_wherever_they_lie() -> None:
 
 def random_lists(rng: np.random.Generator, vectors: np.ndarray) -> Partition:
     """Any lists, also empty ones, around centroids that need not be theirs."""
-    count = int(rng.integers(1, 20))
+    count = int(rng.choice([*rng.integers(1, 20, 3), 31, 32, 33, 64, 100]))
     limits = np.sort(rng.uniform(-1, 1, rng.integers(2, 300))).astype(np.float32)
     starts = np.sort(rng.integers(0, len(vectors) + 1, count + 1))
     return Partition(unit_rows(rng, count, vectors.shape[1]), limits, starts, 0.0)
