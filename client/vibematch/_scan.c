@@ -36,16 +36,23 @@ INLINE int32_t dot_code(const int8_t *code, const int16_t *query, Py_ssize_t dim
     return sum;
 }
 
+INLINE double sum_of(const double *lanes)
+{
+    double sum = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        sum += lanes[lane];
+    return sum;
+}
+
 /* The product of two floats is exact in double precision; only the sums are rounded. */
 INLINE double dot_exact(const float *vector, const float *query, Py_ssize_t dim)
 {
-    double lanes[LANES] = {0}, sum = 0;
+    double lanes[LANES] = {0};
     Py_ssize_t i = 0;
     for (; i + LANES <= dim; i += LANES)
         for (int lane = 0; lane < LANES; lane++)
             lanes[lane] += (double)vector[i + lane] * query[i + lane];
-    for (int lane = 0; lane < LANES; lane++)
-        sum += lanes[lane];
+    double sum = sum_of(lanes);
     for (; i < dim; i++)
         sum += (double)vector[i] * query[i];
     return sum;
@@ -131,12 +138,10 @@ BY_PROCESSOR
 static Py_ssize_t scale_rows(const double *numbers, Py_ssize_t count, Py_ssize_t dim, float *unit)
 {
     for (Py_ssize_t row = 0; row < count; row++, numbers += dim, unit += dim) {
-        double lanes[LANES] = {0}, sum = 0;
+        double lanes[LANES] = {0};
         for (Py_ssize_t i = 0; i < dim; i++)
             lanes[i % LANES] += numbers[i] * numbers[i];
-        for (int lane = 0; lane < LANES; lane++)
-            sum += lanes[lane];
-        double length = sqrt(sum);
+        double length = sqrt(sum_of(lanes));
         if (!(length > 0 && length < INFINITY)) /* nor is NaN */
             return row;
         for (Py_ssize_t i = 0; i < dim; i++)
@@ -185,14 +190,12 @@ static float round_query(const float *query, Py_ssize_t dim, int16_t *rounded, f
     float steps = LESSER(QUERY_STEPS, INT32_MAX / 127 / (dim + 1)), unit = largest / steps;
     for (Py_ssize_t i = 0; i < dim; i++)
         rounded[i] = largest > 0 ? (int16_t)rintf(query[i] / largest * steps) : 0;
-    double lanes[LANES] = {0}, distance = 0;
+    double lanes[LANES] = {0};
     for (Py_ssize_t i = 0; i < dim; i++) {
         double off = query[i] - (double)unit * rounded[i];
         lanes[i % LANES] += off * off;
     }
-    for (int lane = 0; lane < LANES; lane++)
-        distance += lanes[lane];
-    *error = sqrt(distance);
+    *error = sqrt(sum_of(lanes));
     return unit;
 }
 

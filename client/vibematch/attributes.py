@@ -109,7 +109,7 @@ def _check_range(name: str, bounds: tuple[object, ...]) -> None:
     if len(bounds) != 2 or len(numbers) != 2:
         raise InputError(
             f"the range for {name!r} must be (low, high), two numbers (one-of is a list), got "
-            f"{tuple(map(as_bound, bounds))!r}"  # type: ignore[arg-type]
+            f"{tuple(map(as_bound, bounds))!r}"  # type: ignore[arg-type]  # no number: as it is
         )
     low, high = map(as_bound, numbers)
     if low > high:

@@ -187,12 +187,8 @@ class Selector(NamedTuple):
 
     def places(self, rows: Rows) -> Rows:
         """Of some rows, the places of those that qualify, ascending."""
-        return _places(self.tests, rows)
-
-
-def _places(tests: list[Test], rows: Rows) -> Rows:
-    places = np.empty(len(rows), np.intp)
-    return places[: scan.select(tests, rows, places)]
+        places = np.empty(len(rows), np.intp)
+        return places[: scan.select(self.tests, rows, places)]
 
 
 def accepts(condition: Condition, value: Value | None) -> bool:
@@ -321,7 +317,7 @@ class _Attribute:
         self._numbers = np.full(capacity, math.nan)
 
     def grow(self, capacity: int) -> None:
-        self._compiled = self._compiled and _Compiled()
+        self._compiled.clear()
         self._codes = _longer(self._codes, capacity, _MISSING)
         self._numbers = _longer(self._numbers, capacity, math.nan)
 
@@ -348,16 +344,16 @@ class _Attribute:
     def compiled(self, condition: Condition) -> tuple[Test, Few | None]:
         """What tells who meets a condition, and a few among whom these are, if they are few."""
         if isinstance(condition, tuple):
-            key: object = tuple(condition)
+            key: Condition = tuple(condition)
         else:  # lists have no hash
             key = condition if type(condition) in _PLAIN else _choices(condition)
         compiled = self._compiled
         known = compiled.get(key)
         if known is None:
-            if isinstance(condition, tuple):
-                known = self._within(*map(_as_float, condition))
+            if isinstance(key, tuple):
+                known = self._within(*map(_as_float, key))
             else:
-                known = self._one_of(_choices(condition))
+                known = self._one_of(_choices(key))
             compiled.remember(key, known, self._code_of)
         return known
 
@@ -408,12 +404,12 @@ class _Attribute:
         if changed or self._count > known:
             unsorted = np.arange(known, self._count)
             others = np.concatenate([np.fromiter(changed, np.intp), unsorted])
-            found.append(others[_places([test], others)])
+            found.append(others[Selector([test]).places(others)])
             size += len(found[-1])
         return Few(found, [test] if changed else [], size)
 
     def put(self, row: int, value: Value | None) -> None:
-        self._compiled = self._compiled and _Compiled()
+        self._compiled.clear()
         self._count = max(self._count, row + 1)
         code, number = _MISSING, math.nan
         if isinstance(value, str):
@@ -457,7 +453,7 @@ class _Preference:
         self._high = np.full(capacity, math.inf)
 
     def grow(self, capacity: int) -> None:
-        self._compiled = self._compiled and _Compiled()
+        self._compiled.clear()
         self._codes = _longer(self._codes, capacity, _ANYTHING)
         self._low = _longer(self._low, capacity, -math.inf)
         self._high = _longer(self._high, capacity, math.inf)
@@ -473,7 +469,7 @@ class _Preference:
         return taken
 
     def clear(self, row: int) -> None:
-        self._compiled = self._compiled and _Compiled()
+        self._compiled.clear()
         self._codes[row], self._low[row], self._high[row] = _ANYTHING, -math.inf, math.inf
 
     def put(self, row: int, condition: Condition) -> None:

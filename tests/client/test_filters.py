@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -39,9 +39,9 @@ def coded_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     first=conditions,
     second=conditions,
 )
-def test_narrowing_down_loses_nobody(history: list, first: object, second: object) -> None:
+def test_narrowing_down_loses_nobody(history: list, first: Any, second: Any) -> None:
     columns, known = Columns(), {}
-    wanted = Filter([("one", first), ("other", second)])  # type: ignore[list-item]
+    wanted = Filter([("one", first), ("other", second)])
     for step in history:
         columns.selector(wanted)  # what is remembered of it must not outlive the step
         if step == "sort":
@@ -57,7 +57,7 @@ def test_narrowing_down_loses_nobody(history: list, first: object, second: objec
     expected = [
         row
         for row, has in sorted(known.items())
-        if accepts(first, has.get("one")) and accepts(second, has.get("other"))  # type: ignore[arg-type]
+        if accepts(first, has.get("one")) and accepts(second, has.get("other"))
     ]
     assert selected(columns, wanted, len(known)) == expected
     assert [columns.about(row)[0] for row in sorted(known)] == [known[row] for row in sorted(known)]
@@ -96,16 +96,14 @@ def test_what_somebody_wants_is_known_again(history: list) -> None:
     history=st.lists(st.tuples(st.integers(0, 9), conditions | st.just("any")), max_size=20),
     value=values,
 )
-def test_who_is_accepted_is_asked_anew_after_each_change(history: list, value: object) -> None:
+def test_who_is_accepted_is_asked_anew_after_each_change(history: list, value: Any) -> None:
     columns, known = Columns(), {}
     for row, wish in history:
         known[min(row, len(known))] = wish
         columns.put(min(row, len(known) - 1), {}, {} if wish == "any" else {"one": wish})
-        wanted = Filter(accepted_by={} if value is None else {"one": value})  # type: ignore[dict-item]
+        wanted = Filter(accepted_by={} if value is None else {"one": value})
         expected = [
-            row
-            for row, wish in sorted(known.items())
-            if wish == "any" or accepts(wish, value)  # type: ignore[arg-type]
+            row for row, wish in sorted(known.items()) if wish == "any" or accepts(wish, value)
         ]
         assert selected(columns, wanted, len(known)) == expected
 
